@@ -1,0 +1,115 @@
+"""What a sublayer may know about the tokens in its hands: where they stand, and whom they may see.
+
+Positions, documents and masks are explicit, made once by whoever runs the model and shared by all layers. Modules never
+count positions. Anything that several layers derive from them (a mask, a table of angles) is kept in `memo`, so that
+it is computed once a forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dougong.parts.shapes import Bool, Float, Int
+
+T = TypeVar("T")
+
+
+@dataclass
+class Context:
+    """The surroundings of B x T query tokens and of the S tokens whose keys they may attend to.
+
+    positions       (B or 1, T) int64: place of each query token in its document, from 0
+    key_positions   (B or 1, S) int64: place of each key; None when the keys are the queries' own tokens
+    documents       (B, T) int64: tokens see each other only within one document; None when a row is one document
+    causal          queries see no later position
+    slots           where a state stores these tokens (it equals `positions` for one document a row)
+    """
+
+    positions: Int[Tensor, "#B T"]
+    key_positions: Int[Tensor, "#B S"] | None = None
+    documents: Int[Tensor, "B T"] | None = None
+    causal: bool = True
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        tokens: Int[Tensor, "B T"],
+        padding: Bool[Tensor, "B T"] | None = None,
+        documents: Int[Tensor, "B T"] | None = None,
+        positions: Int[Tensor, "#B T"] | None = None,
+        causal: bool = True,
+    ) -> Context:
+        """The context of whole rows without a state.
+
+        `padding` is True at padding tokens: they get a document of their own (-1), so no real token sees them and
+        none of their rows is empty, and the positions of real tokens start at 0 behind left padding.
+        """
+        if padding is not None:
+            documents = torch.zeros_like(tokens) if documents is None else documents
+            documents = documents.masked_fill(padding, -1)
+            if positions is None:
+                positions = ((~padding).cumsum(-1) - 1).clamp(min=0)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return Context(positions=positions, documents=documents, causal=causal)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, computed at the first call for `key` and remembered for the rest of the forward pass."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    @property
+    def simple(self) -> bool:
+        """Every row is one document from position 0 whose keys are its own tokens: plain causal or full attention."""
+        return self.key_positions is None and self.documents is None
+
+    def visible(self, window: int | None = None) -> Bool[Tensor, "#B T S"] | None:
+        """Which keys each query sees; None when the answer is all of them, or all up to its own place (`simple`).
+
+        A window of w lets a query see itself and the w - 1 tokens before it.
+        """
+        length = self.positions.shape[1]
+        if self.simple and (window is None or window >= length):
+            return None
+        return self.once(("visible", window), lambda: self._visible(window))
+
+    def _visible(self, window: int | None) -> Tensor:
+        queries = self.positions[:, :, None]
+        if self.key_positions is not None:
+            keys = self.key_positions[:, None, :]
+        elif self.documents is not None and self.causal:
+            # Within packed rows the order of tokens in the row is the order in each document.
+            place = torch.arange(self.positions.shape[1], device=self.positions.device)
+            queries, keys = place[None, :, None], place[None, None, :]
+        else:
+            keys = self.positions[:, None, :]
+        if self.causal:
+            mask = keys <= queries
+        else:
+            mask = torch.ones_like(keys <= queries)
+        if window is not None:
+            mask = mask & (queries - keys < window)
+            if not self.causal:
+                mask = mask & (keys - queries < window)
+        if self.documents is not None:
+            mask = mask & (self.documents[:, :, None] == self.documents[:, None, :])
+        return mask
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "#B 1 T S"] | None:
+        """`visible` as the number added to the attention scores: 0 where seen, minus infinity where not."""
+        mask = self.visible(window)
+        if mask is None:
+            return None
+
+        def make() -> Tensor:
+            zero = torch.zeros((), dtype=dtype, device=mask.device)
+            return torch.where(mask[:, None], zero, zero - math.inf)
+
+        return self.once(("bias", window, dtype), make)

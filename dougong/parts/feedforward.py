@@ -1,0 +1,98 @@
+"""Feed-forward layers: every token alone, out to a wider space and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dougong.parts.context import Context
+from dougong.parts.linear import Linear
+from dougong.parts.shapes import Float
+from dougong.parts.state import LayerState, Slots
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(act(up(x)))."""
+
+    tagged: ClassVar[bool] = True
+
+    hidden: int
+    activation: Activation = "gelu"
+    bias: bool = False
+
+    def build(self, width: int) -> MLPLayer:
+        return MLPLayer(self, width)
+
+    def slots(self) -> Slots:
+        return {}
+
+    def parameters(self, width: int) -> int:
+        return 2 * width * self.hidden + (self.hidden + width) * self.bias
+
+    def flops(self, width: int, context: float) -> float:
+        return 4 * width * self.hidden
+
+
+class MLPLayer(nn.Module):
+    def __init__(self, spec: MLP, width: int):
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
+        self.down = Linear(spec.hidden, width, spec.bias, axes=("ffn", "embed"))
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
+    ) -> Float[Tensor, "B T D"]:
+        return self.down(self.activation(self.up(x)))
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer 2020)."""
+
+    tagged: ClassVar[bool] = True
+
+    hidden: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+    def build(self, width: int) -> GatedMLPLayer:
+        return GatedMLPLayer(self, width)
+
+    def slots(self) -> Slots:
+        return {}
+
+    def parameters(self, width: int) -> int:
+        return 3 * width * self.hidden + (2 * self.hidden + width) * self.bias
+
+    def flops(self, width: int, context: float) -> float:
+        return 6 * width * self.hidden
+
+
+class GatedMLPLayer(nn.Module):
+    def __init__(self, spec: GatedMLP, width: int):
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.gate = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
+        self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
+        self.down = Linear(spec.hidden, width, spec.bias, axes=("ffn", "embed"))
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
+    ) -> Float[Tensor, "B T D"]:
+        return self.down(self.activation(self.gate(x)) * self.up(x))

@@ -1,0 +1,147 @@
+"""State that a sublayer carries from token to token, and the contiguous store that keeps it.
+
+A sublayer declares its state as named slots; whoever runs the model allocates, owns and advances it. A slot either grows
+by one entry a token (keys and values: (heads, size) a token) or has a fixed size a sequence (a recurrence).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dougong.base import DougongError
+from dougong.parts.context import Context
+from dougong.parts.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One named piece of state: `shape` a token (heads, size), or a sequence where `per_token` is False."""
+
+    shape: tuple[int, ...]
+    per_token: bool = True
+    dtype: torch.dtype | None = None  # None: the model's own
+    window: int | None = None  # tokens further back than this are never read again
+
+    def elements(self, tokens: int) -> int:
+        """Numbers kept for one sequence of `tokens` tokens."""
+        if not self.per_token:
+            return math.prod(self.shape)
+        return math.prod(self.shape) * (tokens if self.window is None else min(tokens, self.window))
+
+
+Slots = Mapping[str, Slot]
+
+
+class LayerState(Protocol):
+    """What a sublayer sees of its state during one forward pass."""
+
+    def extend(self, ctx: Context, **new: Float[Tensor, "B heads T size"]) -> tuple[Tensor, ...]:
+        """Store the new tokens' entries and return those of all tokens so far, (B, heads, S, size) each, in order."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A fixed-size slot, (B, *shape)."""
+        ...
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Replace a fixed-size slot."""
+        ...
+
+
+class _ContiguousLayer:
+    """One sublayer's slots in a `Cache`."""
+
+    def __init__(self, cache: Cache, tensors: dict[str, Tensor]):
+        self.cache = cache
+        self.tensors = tensors
+
+    def extend(self, ctx: Context, **new: Float[Tensor, "B heads T size"]) -> tuple[Tensor, ...]:
+        total = self.cache.total
+        out = []
+        for name, value in new.items():
+            buffer = self.tensors[name]
+            if self.cache.aligned is not None:
+                start = self.cache.aligned
+                buffer[:, :, start : start + value.shape[2]].copy_(value)
+            else:
+                rows = torch.arange(value.shape[0], device=value.device)[:, None]
+                buffer[rows, :, ctx.positions] = value.transpose(1, 2).to(buffer.dtype)
+            out.append(buffer[:, :, :total])
+        return tuple(out)
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def write(self, name: str, value: Tensor) -> None:
+        self.tensors[name].copy_(value)
+
+
+class Cache:
+    """State of B sequences side by side: token t of a sequence stands at place t of its row.
+
+    Rows may have different lengths. Shorter rows of a step carry padding at their end: it is written past the row's
+    length, is never visible (later positions are not), and is overwritten by the tokens that follow.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slots],
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        self.capacity = capacity
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.total = 0  # keys that the running step can see at most
+        self.aligned: int | None = 0  # the common length of all rows, None when they differ
+        self.layers = [
+            _ContiguousLayer(
+                self, {name: _allocate(slot, batch, capacity, dtype, device) for name, slot in each.items()}
+            )
+            for each in slots
+        ]
+
+    def context(self, tokens: Int[Tensor, "B T"], counts: Int[Tensor, " B"] | None = None) -> Context:
+        """Begin a step that appends `tokens`, of which `counts` a row are real (default: all). Returns its context.
+
+        The step ends with `advance(counts)`. Raises DougongError when a row would outgrow the capacity.
+        """
+        new = tokens.shape[1]
+        longest = int(self.lengths.max())
+        if longest + new > self.capacity:
+            raise DougongError(f"the cache holds {self.capacity} tokens a sequence; {longest + new} are needed")
+        self.aligned = longest if bool((self.lengths == longest).all()) else None
+        self.total = longest + new
+        steps = torch.arange(new, device=tokens.device)
+        positions = self.lengths[:, None] + steps if self.aligned is None else (self.aligned + steps)[None]
+        if self.aligned == 0:
+            return Context(positions=positions)  # the keys are the new tokens alone
+        return Context(positions=positions, key_positions=torch.arange(self.total, device=tokens.device)[None])
+
+    def advance(self, counts: Int[Tensor, " B"] | int) -> None:
+        """End a step: row b now holds `counts[b]` more tokens."""
+        self.lengths += counts
+
+    def select(self, rows: Int[Tensor, " R"]) -> None:
+        """Keep the rows named, in that order (finished sequences leave; beams are copied)."""
+        self.lengths = self.lengths[rows]
+        for layer in self.layers:
+            layer.tensors = {name: tensor[rows] for name, tensor in layer.tensors.items()}
+
+    def bytes(self) -> int:
+        """Memory held by the buffers."""
+        return sum(tensor.numel() * tensor.element_size() for layer in self.layers for tensor in layer.tensors.values())
+
+
+def _allocate(slot: Slot, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    if not slot.per_token:
+        return torch.zeros(batch, *slot.shape, dtype=slot.dtype or dtype, device=device)
+    heads, size = slot.shape
+    return torch.zeros(batch, heads, capacity, size, dtype=slot.dtype or dtype, device=device)

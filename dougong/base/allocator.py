@@ -14,8 +14,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def keep_memory() -> bool:
     """Let this process keep the memory it frees, for its next allocation. True if the allocator understood.
 
-    Peak memory is unchanged; memory in use between peaks is not returned to the system. Does nothing where the C library
-    is not glibc.
+    Peak memory is unchanged; memory in use between peaks is not returned to the system. Does nothing where the C
+    library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

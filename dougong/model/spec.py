@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -56,9 +56,9 @@ class ModelSpec:
     width: int
     context: int
     layers: tuple[LayerSpec, ...]
-    embedding: Embedding = Embedding()
-    norm: Norm | None = Norm()
-    head: Head = Head()
+    embedding: Embedding = field(default_factory=Embedding)
+    norm: Norm | None = field(default_factory=Norm)
+    head: Head = field(default_factory=Head)
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "context"):
@@ -69,7 +69,7 @@ class ModelSpec:
 
     @staticmethod
     def from_json(data: Any) -> ModelSpec:
-        """Read what `to_json` gave. Raises DougongError at an unknown key (naming the nearest), a missing or a wrong one."""
+        """Read what `to_json` gave. Raises DougongError at an unknown key (naming the nearest) or a wrong one."""
         return record_from(ModelSpec, data)
 
     def to_json(self) -> dict[str, Any]:

@@ -90,10 +90,8 @@ class Context:
             queries, keys = place[None, :, None], place[None, None, :]
         else:
             keys = self.positions[:, None, :]
-        if self.causal:
-            mask = keys <= queries
-        else:
-            mask = torch.ones_like(keys <= queries)
+        before = keys <= queries
+        mask = before if self.causal else torch.ones_like(before)
         if window is not None:
             mask = mask & (queries - keys < window)
             if not self.causal:

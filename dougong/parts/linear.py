@@ -1,14 +1,14 @@
 """The one Linear, with logical axes and three plug-ins that do not know each other.
 
-`storage` says how the weight is kept (dense here; int8, int4, nf4, fp8 by quantization), `adapters` what is added to the
-product (LoRA and its kin), `placement` what happens around it when the weight is sharded. So `lora()`, `quantize()`,
-`shard()` and `fuse()` are each one walk over the Linears of a model, work on every family, and compose.
+`storage` says how the weight is kept (dense here; int8, int4, nf4, fp8 by quantization), `adapters` what is added to
+the product (LoRA and its kin), `placement` what happens around it when the weight is sharded. So `lora()`,
+`quantize()`, `shard()` and `fuse()` are each one walk over the Linears of a model, work on every family, and compose.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +50,14 @@ class Dense(Storage):
         return self.weight
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """A change to a Linear's product: `y` is the product so far."""
 
     def __call__(self, layer: Linear, x: Tensor, y: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class Placement(Protocol):
     """What surrounds the product of a sharded weight: gather or copy before it, reduce after it."""
 

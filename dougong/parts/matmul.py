@@ -1,8 +1,8 @@
 """y = x W^T + b, as fast as the machine at hand allows, forward and backward.
 
 On x86 CPUs PyTorch's float32 `F.linear` calls MKL; oneDNN's generated kernels for the same product are a quarter to a
-third faster (docs/log.md has the table). So the product and the gradient of its input go to oneDNN, and the gradient of the weight,
-where oneDNN would have to transpose both operands, stays with MKL.
+third faster (docs/log.md has the table). So the product and the gradient of its input go to oneDNN, and the gradient of
+the weight, for which oneDNN would have to turn both operands around, stays with MKL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """State that a sublayer carries from token to token, and the contiguous store that keeps it.
 
-A sublayer declares its state as named slots; whoever runs the model allocates, owns and advances it. A slot either grows
-by one entry a token (keys and values: (heads, size) a token) or has a fixed size a sequence (a recurrence).
+A sublayer declares its state as named slots; whoever runs the model allocates, owns and advances it. A slot either
+grows by one entry a token (keys and values: (heads, size) a token) or has a fixed size a sequence (a recurrence).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Slot:
 Slots = Mapping[str, Slot]
 
 
+@runtime_checkable
 class LayerState(Protocol):
     """What a sublayer sees of its state during one forward pass."""
 

@@ -18,8 +18,8 @@ _FILE = "state.pt"
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: Mapping[str, Any], facts: Mapping[str, Any], keep: int = 1
 ) -> Path:
-    """Write `folder`/step-N with the weights, the optimizer's state, the random state and `facts` (JSON). Older ones go,
-    but for the newest `keep`. Raises DougongError on a full disk; the older checkpoint is then still there."""
+    """Write `folder`/step-N with the weights, the optimizer's state, the random state and `facts` (JSON). Older ones
+    go, but for the newest `keep`. Raises DougongError on a full disk; the older checkpoint is then still there."""
     path = folder / f"step-{step:08d}"
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     random = {"cpu": torch.get_rng_state()}

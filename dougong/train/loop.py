@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from dougong.train.schedule import Schedule
 Objective = Callable[[Model, Batch], Loss]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A resumable loader: called with the state to go on from (None: the beginning) and this process's ranks."""
 

@@ -32,7 +32,7 @@ def causal_lm(
     targets: Int[Tensor, "B T"],
     weights: Float[Tensor, "B T"] | None = None,
 ) -> Loss:
-    """-sum log p(target_t | tokens up to t) in nats over the places whose target is not -100, and how many there are."""
+    """-sum log p(target_t | tokens up to t) in nats over the places whose target is not -100, and their number."""
     total, weight = cross_entropy(hidden, head, targets, weights)
     return Loss(total, weight)
 

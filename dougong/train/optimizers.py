@@ -17,8 +17,8 @@ from dougong.parts.shapes import Float
 @dataclass(frozen=True)
 class Optimizer:
     """adamw: decoupled weight decay (Loshchilov & Hutter 2019) for every parameter.
-    muon: matrices inside the layers by Muon (Jordan et al. 2024) at `matrix_rate`; embeddings, head, norms and biases by
-    AdamW at `rate`. Weight decay touches matrices only."""
+    muon: matrices inside the layers by Muon (Jordan et al. 2024) at `matrix_rate`; embeddings, head, norms and biases
+    by AdamW at `rate`. Weight decay touches matrices only."""
 
     kind: Literal["adamw", "muon"] = "adamw"
     rate: float = 3e-4

@@ -1,4 +1,4 @@
-"""Several processes as one: the few collective operations that data-parallel training needs (torchrun sets the ranks)."""
+"""Several processes as one: the few collective operations that data-parallel training needs (torchrun sets ranks)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Schedule:
     constant  1
     cosine    half a cosine from 1 to `final` (Loshchilov & Hutter 2017)
     linear    a line from 1 to `final`
-    wsd       1, then a line to `final` over the last `decay` share of the steps (warm-up, stable, decay; Hu et al. 2024)
+    wsd       1, then a line to `final` over the last `decay` share of the steps (Hu et al. 2024)
     rsqrt     sqrt(warmup / step) (Vaswani et al. 2017)
     """
 

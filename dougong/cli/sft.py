@@ -1,0 +1,17 @@
+"""`dougong sft`: conversations to a model that answers."""
+
+from __future__ import annotations
+
+from dougong.cli.recipes import parse_recipe, run_job
+from dougong.train.ranks import Ranks
+from dougong.train.recipe import Sft
+from dougong.train.report import write_report
+from dougong.train.sft import sft
+
+
+def run(args: list[str]) -> int:
+    recipe, resume = parse_recipe(Sft, args, "sft")
+    status = run_job(lambda: sft(recipe, resume=resume), recipe.run, "sft")
+    if status == 0 and Ranks.join().first:
+        write_report(recipe.run, ("Fine-tuning", "微调"))
+    return status

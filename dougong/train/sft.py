@@ -1,0 +1,130 @@
+"""Supervised fine-tuning as a job: conversations to examples to a model that answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dougong.base import DougongError, read_json, write_json
+from dougong.data import (
+    Conversation,
+    Example,
+    PackedRows,
+    encode_conversations,
+    example_batches,
+    pack_examples,
+    read_conversations,
+)
+from dougong.data.batch import Batch
+from dougong.data.documents import hash_fraction
+from dougong.data.loader import LoaderState
+from dougong.hub import LanguageModel, load, save
+from dougong.model import Model
+from dougong.tokenizer.chatml import CHATML_TEMPLATE
+from dougong.train.loop import next_token, train
+from dougong.train.ranks import Ranks
+from dougong.train.recipe import Sft, open_run
+
+
+def load_for_chat(path: Path) -> LanguageModel:
+    """The model to teach, in float32. A tokenizer without a chat template is given the ChatML one."""
+    lm = load(path)
+    if lm.tokenizer is None:
+        raise DougongError(f"{path} has no tokenizer, which conversations need; add its tokenizer.json to the folder")
+    if lm.tokenizer.chat_template is None:
+        lm.tokenizer = lm.tokenizer.with_chat_template(CHATML_TEMPLATE)
+    lm.model.float()
+    return lm
+
+
+def split_conversations(
+    conversations: Sequence[Conversation], held_out: float
+) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, held-out) by a hash of what is said, so that equal conversations fall on the same side."""
+    sides: tuple[list[Conversation], list[Conversation]] = ([], [])
+    for each in conversations:
+        sides[hash_fraction("".join(str(message["content"]) for message in each.messages)) < held_out].append(each)
+    return sides
+
+
+@torch.no_grad()
+def held_out_loss(model: Model, rows: PackedRows, batch: int = 16) -> float:
+    """Nats a token of the assistant, over all rows once."""
+    total = weight = 0.0
+    for start in range(0, rows.count, batch):
+        chosen = rows.build([(0, row) for row in range(start, min(start + batch, rows.count))])
+        loss = next_token(model, chosen.to(model.head.weight.device))
+        total, weight = total + float(loss.sum), weight + float(loss.weight)
+    return total / weight
+
+
+def sft(
+    recipe: Sft,
+    conversations: Sequence[Conversation] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Run a recipe, on the given conversations or on those of `data.path`; the model is RUN/model.
+
+    Returns the figures that it also writes to RUN/result.json. Raises DougongError for whatever is wrong with recipe,
+    model or data, before training; `Stopped` when interrupted.
+    """
+    ranks = Ranks.join()
+    if conversations is None and not recipe.data.path:
+        raise DougongError("data.path is empty; name the files of conversations to learn from")
+    if ranks.first:
+        open_run(recipe, resume)
+    ranks.wait()
+    result = recipe.run / "result.json"
+    if resume and result.is_file():
+        return read_json(result)
+    if conversations is None:
+        conversations = list(read_conversations(recipe.data.path))
+    lm = load_for_chat(recipe.model)
+    assert lm.tokenizer is not None
+    if recipe.length > lm.spec.context:
+        raise DougongError(
+            f"length is {recipe.length}, but {recipe.model} was made for {lm.spec.context} tokens; lower it"
+        )
+    learn, check = split_conversations(conversations, recipe.data.held_out)
+    if not learn:
+        raise DougongError(f"no conversation is left to learn from ({len(conversations)} read); lower data.held_out")
+    pad = lm.tokenizer.pad_id or 0
+
+    def pack(chosen: list[Example]) -> PackedRows:
+        return pack_examples(chosen, recipe.length, pad_id=pad, layout=recipe.layout, too_long=recipe.data.too_long)
+
+    rows = pack(encode_conversations(lm.tokenizer, learn))
+    held_out = pack(encode_conversations(lm.tokenizer, check)) if check else None
+    training = recipe.training
+    if recipe.epochs:
+        training = replace(training, steps=max(1, math.ceil(recipe.epochs * rows.count / recipe.batch)))
+
+    def stream(state: LoaderState | None, ranks: Ranks) -> Iterator[tuple[Batch, LoaderState]]:
+        return example_batches(rows, recipe.batch, seed=recipe.seed, state=state, rank=ranks.rank, world=ranks.world)
+
+    def evaluate(model: Model) -> Mapping[str, float]:
+        return {"held_out_loss": held_out_loss(model, held_out)} if held_out is not None and ranks.first else {}
+
+    before = evaluate(lm.model)
+    train(lm.model, stream, training, recipe.run, evaluate=evaluate, resume=resume, label="sft", quiet=quiet)
+    after = evaluate(lm.model)
+    figures = {
+        "conversations": len(learn),
+        "rows": rows.count,
+        "filled": rows.filled,
+        "truncated": rows.truncated,
+        "dropped": rows.dropped,
+        "steps": training.steps,
+        **{f"{name}_before": value for name, value in before.items()},
+        **after,
+    }
+    if ranks.first:
+        save(lm, recipe.run / "model")
+        write_json(result, figures)
+    ranks.wait()
+    return figures

@@ -1,0 +1,34 @@
+"""Every test runs with the shapes in our signatures checked, on a single thread, and without a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Before anything imports dougong: beartype then checks every jaxtyping annotation of the package at every call.
+install_import_hook("dougong", "beartype.beartype")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "dougong", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("dougong")
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real data, or a skip."""
+    place = os.environ.get("DOUGONG_DATA")
+    if not place or not Path(place).is_dir():
+        pytest.skip("DOUGONG_DATA does not name the folder of real data")
+    return Path(place)

@@ -47,7 +47,8 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "does not exist"), (b"{", "line 1"), (b"\xff\xfe", "not UTF-8"), (b"[1,\n2,,]", "line 2")]
+    ("content", "said"),
+    [(None, "does not exist"), (b"{", "line 1"), (b"\xff\xfe", "not UTF-8"), (b"[1,\n2,,]", "line 2")],
 )
 def test_broken_json_is_named(tmp_path, content, said):
     path = tmp_path / "config.json"

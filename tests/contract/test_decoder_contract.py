@@ -104,7 +104,9 @@ def test_gradients_are_finite_and_equal_when_recomputed(name):
     plain = gradients()
     model.recompute = True
     again = gradients()
-    assert all(torch.isfinite(grad).all() and grad.abs().sum() > 0 for key, grad in plain.items() if "k.bias" not in key)
+    assert all(
+        torch.isfinite(grad).all() and grad.abs().sum() > 0 for key, grad in plain.items() if "k.bias" not in key
+    )
     for key in plain:
         close(again[key], plain[key], 1e-5)
 

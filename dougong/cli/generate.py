@@ -1,0 +1,62 @@
+"""`dougong generate`: continue a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from dougong.cli.options import Device, Dtype, Flag, ModelPath, SamplingOptions, given_text, hint, open_model, parse
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a text: prints the prompt and what follows it.
+
+    examples:
+      dougong generate runs/demo "Once upon a time" --temperature 0
+      echo "def add(a, b):" | dougong generate runs/demo --max-tokens 40 --json
+    """
+
+    path: ModelPath
+    """a model folder, a run folder, a llama2.c .bin file, or a hub id"""
+    prompt: Annotated[str | None, tyro.conf.Positional, hint("standard input", "PROMPT")] = None
+    """the text to continue; - reads standard input"""
+    sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SamplingOptions)
+    json: Flag = False
+    """print one JSON object: prompt, text, tokens, logprobs, finish_reason"""
+    stream: bool = True
+    """print the text as it comes"""
+    dtype: Dtype = None
+    """of the weights while running"""
+    device: Device = None
+    """where to run"""
+
+
+def run(args: list[str]) -> int:
+    options = parse(Generate, args, "generate")
+    prompt = given_text(options.prompt)
+    lm = open_model(options.path, options.dtype, options.device)
+    sampling = options.sampling.sampling(lm)
+    from dougong.engine import Engine
+
+    engine = Engine(lm)
+    if options.json or not options.stream:
+        answer = engine.generate([prompt], sampling)[0]
+        if options.json:
+            record = {**dataclasses.asdict(answer), "prompt": prompt, "prompt_tokens": answer.prompt}
+            print(json.dumps(record, ensure_ascii=False))
+        else:
+            print(prompt + answer.text)
+        return 0
+    events = engine.stream([prompt], sampling)
+    sys.stdout.write(prompt)
+    for event in events:
+        sys.stdout.write(event.text)
+        sys.stdout.flush()
+    print()
+    return 0

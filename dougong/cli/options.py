@@ -1,0 +1,136 @@
+"""What commands share: options as frozen dataclasses, read by tyro; opening a model; reading a prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from dougong.base import DougongError
+from dougong.cli import UsageError
+
+if TYPE_CHECKING:
+    from dougong.engine import Sampling
+    from dougong.hub import LanguageModel
+
+T = TypeVar("T")
+
+
+def hint(default: str, metavar: str | None = None) -> Any:
+    """Says in the help what the default None stands for."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+Device = Annotated[str | None, hint("cpu", "cpu|cuda")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, hint("as stored")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+ModelPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+
+
+def parse(kind: type[T], args: list[str], command: str, default: T | None = None) -> T:
+    """Read `args` as the fields of the dataclass `kind`, whose docstring is the help (end it with an example).
+
+    `default` fills what the arguments leave out. Prints the help and raises SystemExit for --help; raises UsageError,
+    one line, for anything wrong.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                kind,
+                args=args,
+                prog=f"dougong {command}",
+                description=inspect.cleandoc(kind.__doc__ or ""),
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.DisallowNone, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise UsageError(f"{_one_line(told.getvalue())}; see dougong {command} --help") from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box of several lines, without the frame, the option's help and the footer."""
+    text = re.sub(r"[│╭╮╰╯]|─+[^─\n]*─+╮", " ", box)
+    parts = [" ".join(part.split()) for part in re.split(r"─{3,}", text)]
+    kept = [part for part in parts if part and not part.startswith(("Argument helptext", "For full helptext"))]
+    return "; ".join(kept).replace("Error parsing ", "").rstrip(".") or "the command line cannot be read"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen."""
+
+    max_tokens: int = 256
+    """at most this many new tokens"""
+    temperature: Annotated[float | None, hint("the model's own, else 0.8")] = None
+    """0 always takes the most probable token; higher is more varied"""
+    top_k: Annotated[int | None, hint("the model's own, else all")] = None
+    """only the k most probable tokens"""
+    top_p: Annotated[float | None, hint("the model's own, else 0.95")] = None
+    """only the fewest tokens whose probabilities sum to p"""
+    min_p: Annotated[float | None, hint("all")] = None
+    """only tokens at least this many times as probable as the best one"""
+    seed: Annotated[int | None, hint("a new one each time")] = None
+    """the same seed gives the same answer"""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """a text that ends the answer and is cut from it"""
+
+    def sampling(self, lm: LanguageModel) -> Sampling:
+        """What was asked for, filled up from the model's generation_config.json and then from our defaults."""
+        from dougong.engine import Sampling
+
+        def first(asked: Any, name: str, default: Any) -> Any:
+            own = lm.generation.get(name)
+            return next((value for value in (asked, own) if value is not None), default)
+
+        return Sampling(
+            max_tokens=self.max_tokens,
+            temperature=first(self.temperature, "temperature", 0.8),
+            top_k=self.top_k if self.top_k is not None else lm.generation.get("top_k") or None,  # 0 there means all
+            top_p=first(self.top_p, "top_p", 0.95),
+            min_p=first(self.min_p, "min_p", 0.0),
+            seed=self.seed,
+            stop=self.stop,
+        )
+
+
+def open_model(path: str, dtype: str | None, device: str | None) -> LanguageModel:
+    """`dougong.load`, with a wrong device told as an error of ours."""
+    import torch
+
+    from dougong.hub import load
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DougongError(f"the device {device!r} cannot be used: {reason}") from None
+    return load(path, dtype=dtype, device=device)
+
+
+def given_text(text: str | None) -> str:
+    """The text given; standard input, without its last line end, for "-" or where none was given and input is piped."""
+    if text is not None and text != "-":
+        return text
+    if text is None and sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise DougongError("standard input is not UTF-8 text; convert it first") from None
+
+
+def existing(path: Path) -> Path:
+    """The path itself. Raises DougongError where nothing is there."""
+    if not path.exists():
+        raise DougongError(f"{path} does not exist")
+    return path

@@ -1,0 +1,212 @@
+"""What several families share: the Llama shape and its names, activations, windows, and the check of exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from dougong.base import DougongError
+from dougong.hub.families.reader import Reader
+from dougong.hub.families.rope import read_rope, write_rope
+from dougong.hub.keymap import KeyMap, Rule
+from dougong.model.spec import LayerSpec, ModelSpec
+from dougong.parts.attention import Attention
+from dougong.parts.embedding import Head
+from dougong.parts.feedforward import Activation, GatedMLP
+from dougong.parts.norm import Norm
+
+T = TypeVar("T")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    # Five programs wrote the same tanh approximation in five ways.
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+LLAMA_KEYS = KeyMap(
+    rules=(
+        Rule("model.embed_tokens.weight", ("embedding.weight",)),
+        Rule("model.layers.{i}.input_layernorm.weight", ("layers.{i}.mixer_norm.weight",)),
+        *(
+            Rule(f"model.layers.{{i}}.self_attn.{name}_proj.{kind}", (f"layers.{{i}}.mixer.{name}.{kind}",))
+            for name in "qkvo"
+            for kind in ("weight", "bias")
+        ),
+        Rule("model.layers.{i}.self_attn.q_norm.weight", ("layers.{i}.mixer.q_norm.weight",)),
+        Rule("model.layers.{i}.self_attn.k_norm.weight", ("layers.{i}.mixer.k_norm.weight",)),
+        Rule("model.layers.{i}.post_attention_layernorm.weight", ("layers.{i}.ffn_norm.weight",)),
+        *(
+            Rule(f"model.layers.{{i}}.mlp.{name}_proj.{kind}", (f"layers.{{i}}.ffn.{name}.{kind}",))
+            for name in ("gate", "up", "down")
+            for kind in ("weight", "bias")
+        ),
+        Rule("model.norm.weight", ("norm.weight",)),
+        Rule("lm_head.weight", ("head.weight",)),
+    ),
+    prefix="model.",
+    constants=("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+)
+"""Names of Llama, which Mistral and Qwen took over."""
+
+
+def read_activation(config: Reader, key: str, default: str) -> Activation:
+    name = config.raw(key, default)
+    if name not in ACTIVATIONS:
+        raise DougongError(f"config.json of {config.family}: {key} is {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def write_activation(activation: Activation, tanh: str = "gelu_pytorch_tanh") -> str:
+    """The name in config.json; `tanh` is the family's usual name for the tanh approximation of GELU."""
+    return tanh if activation == "gelu_tanh" else activation
+
+
+def read_decoder(
+    config: Reader,
+    *,
+    context: int,
+    kv_heads: int | None = None,
+    head_size: int | None = None,
+    bias: bool = False,
+    out_bias: bool = False,
+    ffn_bias: bool = False,
+    qk_norm: bool = False,
+    windows: Callable[[int], Sequence[int | None]] | None = None,
+) -> ModelSpec:
+    """The Llama shape: RMSNorm before each sublayer, RoPE, a gated feed-forward.
+
+    `context`, `kv_heads` and `head_size` are the family's defaults for keys that the config leaves out (None: as many
+    as heads, width / heads); `windows` gives each layer's window for a number of layers.
+    """
+    width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    depth, limit = config.integer("num_hidden_layers"), config.integer("max_position_embeddings", context)
+    if not 0 < heads <= width:
+        raise config.wrong("num_attention_heads", heads, f"1 to hidden_size, {width}")
+    size = config.integer("head_dim", head_size or width // heads)
+    # transformers: a missing key takes the family's default, null means one for each head.
+    shared = config.integer("num_key_value_heads", heads) if config.raw("num_key_value_heads", 0) != 0 else kv_heads
+    norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
+    rope = read_rope(config, size, limit)
+    ffn = GatedMLP(config.integer("intermediate_size"), read_activation(config, "hidden_act", "silu"), ffn_bias)
+    layers = tuple(
+        LayerSpec(
+            Attention(heads, shared or heads, size, bias, out_bias, rope, norm if qk_norm else None, window), ffn, norm
+        )
+        for window in (windows(depth) if windows else (None,) * depth)
+    )
+    head = Head(tied=config.flag("tie_word_embeddings", False))
+    vocab = config.integer("vocab_size")
+    config.refuse_rest()
+    return ModelSpec(vocab, width, limit, layers, norm=norm, head=head)
+
+
+def write_decoder(family: str, spec: ModelSpec) -> dict[str, Any]:
+    """The keys that `read_decoder` reads, from the first layer; `exact` sees to the others."""
+    first = first_layer(family, spec)
+    mixer, ffn = expect(family, "mixer", first.mixer, Attention), expect(family, "ffn", first.ffn, GatedMLP)
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.width,
+        "intermediate_size": ffn.hidden,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads,
+        "head_dim": mixer.head_size,
+        "hidden_act": write_activation(ffn.activation),
+        "max_position_embeddings": spec.context,
+        "rms_norm_eps": first.norm.eps,
+        **write_rope(family, mixer.position),
+        "tie_word_embeddings": spec.head.tied,
+    }
+
+
+def read_windows(config: Reader) -> Callable[[int], Sequence[int | None]]:
+    """Qwen's windows: `layer_types` says which layers have one; without it, those from `max_window_layers` on."""
+    size = config.raw("sliding_window", 4096)
+    full_before, types = config.integer("max_window_layers", 28, least=0), config.raw("layer_types")
+    size = check_window(config, size) if config.flag("use_sliding_window", False) else None
+    if types is None:
+        return lambda depth: [size if index >= full_before else None for index in range(depth)]
+
+    def listed(depth: int) -> list[int | None]:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, list) or len(types) != depth or any(kind not in known for kind in types):
+            raise config.wrong("layer_types", types, f"{depth} of {' or '.join(known)}")
+        if size is None and known[1] in types:
+            raise config.wrong("layer_types", types, "no sliding_attention, for use_sliding_window is false")
+        return [size if kind == known[1] else None for kind in types]
+
+    return listed
+
+
+def write_windows(spec: ModelSpec) -> dict[str, Any]:
+    """The keys that `read_windows` reads."""
+    windows = [layer.mixer.window for layer in spec.layers]
+    sizes = [window for window in windows if window is not None]
+    full_before = windows.index(sizes[0]) if sizes else len(windows)
+    return {
+        "use_sliding_window": bool(sizes),
+        "sliding_window": sizes[0] if sizes else None,
+        # For versions that do not know layer_types; exact where all layers after the first with a window have one.
+        "max_window_layers": full_before,
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+    }
+
+
+def check_window(config: Reader, size: Any) -> int | None:
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise config.wrong("sliding_window", size, "a number of tokens or null")
+    return size
+
+
+def first_layer(family: str, spec: ModelSpec) -> LayerSpec:
+    if not spec.layers:
+        raise DougongError(f"{family} cannot express a model without layers")
+    return spec.layers[0]
+
+
+def expect(family: str, slot: str, part: object, kind: type[T]) -> T:
+    if not isinstance(part, kind):
+        raise DougongError(f"{family} cannot express a {slot} of {type(part).__name__}; it has {kind.__name__}")
+    return part
+
+
+def exact(
+    family: str,
+    architecture: str,
+    spec: ModelSpec,
+    config: dict[str, Any],
+    from_config: Callable[[Mapping[str, Any]], ModelSpec],
+) -> dict[str, Any]:
+    """`config` with its names, if reading it gives `spec` again.
+
+    Raises DougongError that names the first part of the spec which the family has no keys for.
+    """
+    config = {"architectures": [architecture], "model_type": family, **config}
+    if (lost := _difference(spec, from_config(config))) is not None:
+        path, wanted, got = lost
+        raise DougongError(f"{family} cannot express {path} = {wanted!r}; it would be read as {got!r}")
+    return config
+
+
+def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two specs differ, with both values."""
+    if is_dataclass(a) and type(a) is type(b):
+        pairs = [(f"{path}.{each.name}".lstrip("."), each.name) for each in fields(a)]
+        found = (_difference(getattr(a, name), getattr(b, name), place) for place, name in pairs)
+        return next((lost for lost in found if lost), None)
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        found = (_difference(x, y, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True)))
+        return next((lost for lost in found if lost), None)
+    return None if a == b else (path, a, b)

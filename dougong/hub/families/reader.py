@@ -1,0 +1,107 @@
+"""Reading a foreign config.json, strictly: every key is asked for, known to be harmless, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dougong.base import DougongError, nearest
+
+HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
+    attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop embedding_dropout
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range is_llama_config label2id
+    length_penalty max_length max_sequence_length min_length mlp_dropout model_type n_ctx name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_past output_scores pad_token_id predict_special_tokens prefix pretraining_tp
+    problem_type reorder_and_upcast_attn remove_invalid_values repetition_penalty resid_pdrop return_dict
+    return_dict_in_generate sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
+    torch_dtype torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_cache use_flash_attn
+    """.split()  # noqa: SIM905 - as a list of literals it would fill a hundred lines
+)
+"""Keys that change no logits: ids, dropouts, initialisation, generation defaults, bookkeeping."""
+
+
+class Reader:
+    """A config that notes what was asked of it. A key without a default must be there; `refuse_rest` is called last."""
+
+    def __init__(self, family: str, config: Mapping[str, Any], where: str = ""):
+        self.family = family
+        self._config = config
+        self._where = where
+        self._asked: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self._config.get(key) is not None
+
+    def raw(self, key: str, default: Any = None) -> Any:
+        self._asked.add(key)
+        return self._config.get(key, default)
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self._get(key, default)
+        if value is default:
+            return value
+        if self._checked(key, value, int, "an integer") < least:
+            raise self.wrong(key, value, f"at least {least}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        return float(value if value is default else self._checked(key, value, (int, float), "a number"))
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if not value > 0:
+            raise self.wrong(key, value, "a number above 0")
+        return value
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        values = self._checked(key, self._get(key, None), list, "a list of numbers")
+        if len(values) != count or not all(isinstance(value, (int, float)) for value in values):
+            raise self.wrong(key, f"{len(values)} values", f"{count} numbers, half the size of a head")
+        return tuple(float(value) for value in values)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def wrong(self, key: str, value: object, expected: str) -> DougongError:
+        return DougongError(f"config.json of {self.family}: {self._where}{key} is {value!r}; expected {expected}")
+
+    def refuse_rest(self) -> None:
+        """Raise DougongError at a key that nobody asked for, unless it is harmless or asks for nothing itself."""
+        for key, value in self._config.items():
+            # An unknown key that is null, false, 0 or empty is an option of another program, switched off.
+            if key in self._asked or key in HARMLESS or not value:
+                continue
+            if key == "quantization_config":
+                raise DougongError(
+                    f"config.json of {self.family} has a quantization_config; quantised checkpoints come with a later "
+                    "version: load the original weights"
+                )
+            raise DougongError(
+                f"config.json of {self.family} has {self._where}{key} = {value!r}, which may change the computation "
+                f"and is not understood{nearest(key, self._asked)}"
+            )
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.raw(key)
+        if value is not None:
+            return value
+        if default is None:
+            raise DougongError(f"config.json of {self.family} has no {self._where}{key}")
+        return default
+
+    def _checked(self, key: str, value: Any, kind: type | tuple[type, ...], expected: str) -> Any:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.wrong(key, value, expected)
+        return value

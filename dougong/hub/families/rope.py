@@ -1,0 +1,134 @@
+"""Rotary positions in config.json, of any family: the spelling of transformers 5 (`rope_parameters`) and the old one.
+
+Semantics: transformers' modeling_rope_utils. Written is the old spelling (`rope_theta`, `rope_scaling`), which every
+version reads, and so do vLLM and llama.cpp's converter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dougong.base import DougongError
+from dougong.hub.families.reader import Reader
+from dougong.parts.position import DynamicNTK, LinearScaling, Llama3, LongRope, Rope, Scaling, Yarn
+
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def read_rope(config: Reader, size: int, context: int) -> Rope:
+    """Rotation of heads of `size` in a model for `context` tokens. Raises DougongError for a kind or key not known."""
+    if size % 2:
+        raise config.wrong("head_dim", size, "an even number, for coordinates turn in pairs")
+    old, new = config.raw("rope_scaling"), config.raw("rope_parameters")
+    name = "rope_scaling" if old else "rope_parameters"
+    given = old or new or {}
+    if not isinstance(given, dict):
+        raise config.wrong(name, given, "a mapping")
+    inner = Reader(config.family, given, f"{name}.")
+    theta = inner.positive("rope_theta", config.positive("rope_theta", 10000.0))
+    for reader in (inner, config):
+        if reader.number("partial_rotary_factor", 1.0) != 1.0:
+            raise reader.wrong("partial_rotary_factor", reader.raw("partial_rotary_factor"), "1.0")
+    kind = inner.raw("rope_type", inner.raw("type", "default"))
+    inner.raw("type")
+    if kind not in KINDS:
+        raise DougongError(f"config.json of {config.family}: {name}.rope_type is {kind!r}; known: {', '.join(KINDS)}")
+    # Phi-3's place for the original length wins in transformers; without any, the longest text is the original one.
+    original = config.integer("original_max_position_embeddings", 0) or inner.integer(
+        "original_max_position_embeddings", context
+    )
+    scaling = _scaling(inner, kind, size, context, original)
+    inner.refuse_rest()
+    return Rope(size, theta, scaling=scaling)
+
+
+def _scaling(inner: Reader, kind: str, size: int, context: int, original: int) -> Scaling | None:
+    if kind == "linear":
+        return LinearScaling(inner.positive("factor"))
+    if kind == "dynamic":
+        if original != context:  # transformers 4 and 5 disagree on which of the two counts
+            raise inner.wrong("original_max_position_embeddings", original, f"max_position_embeddings, {context}")
+        return DynamicNTK(inner.positive("factor"), context)
+    if kind == "yarn":
+        factor = inner.positive("factor", context / original)
+        return Yarn(
+            factor,
+            original,
+            inner.number("beta_fast", 32.0) or 32.0,
+            inner.number("beta_slow", 1.0) or 1.0,
+            _yarn_attention(inner, factor),
+            inner.flag("truncate", True),
+        )
+    if kind == "llama3":
+        return Llama3(
+            inner.positive("factor"), inner.number("low_freq_factor"), inner.number("high_freq_factor"), original
+        )
+    if kind == "longrope":
+        factor = inner.positive("factor", context / original)
+        usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        short, long = inner.numbers("short_factor", size // 2), inner.numbers("long_factor", size // 2)
+        return LongRope(short, long, original, inner.number("attention_factor", usual))
+    return None
+
+
+def _yarn_attention(inner: Reader, factor: float) -> float | None:
+    """What q and k are multiplied by; None is the paper's 0.1 ln(factor) + 1. mscale, mscale_all_dim: DeepSeek-V2."""
+
+    def usual(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    mscale, all_dim = inner.number("mscale", 0.0), inner.number("mscale_all_dim", 0.0)
+    if "attention_factor" in inner:
+        return inner.number("attention_factor")
+    inner.raw("attention_factor")
+    if mscale and all_dim:
+        return usual(mscale) / usual(all_dim)
+    return 1.0 if factor < 1 else None
+
+
+def write_rope(family: str, rope: Any) -> dict[str, Any]:
+    """The keys that `read_rope` reads back. Raises DougongError for a kind of position without a spelling."""
+    if not isinstance(rope, Rope):
+        raise DougongError(f"{family} cannot express layers without rotary positions (mixer.position is {rope!r})")
+    return {"rope_theta": rope.theta, "rope_scaling": _spelled(family, rope.scaling)}
+
+
+def _spelled(family: str, scaling: Scaling | None) -> dict[str, Any] | None:
+    match scaling:
+        case None:
+            return None
+        case LinearScaling():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case DynamicNTK():
+            return {"rope_type": "dynamic", "factor": scaling.factor}
+        case Yarn():
+            spelled = {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "truncate": scaling.truncate,
+            }
+            if scaling.attention_factor is not None:
+                spelled["attention_factor"] = scaling.attention_factor
+            return spelled
+        case Llama3():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low,
+                "high_freq_factor": scaling.high,
+                "original_max_position_embeddings": scaling.original,
+            }
+        case LongRope():
+            return {
+                "rope_type": "longrope",
+                "short_factor": list(scaling.short),
+                "long_factor": list(scaling.long),
+                "attention_factor": scaling.attention_factor,
+                "original_max_position_embeddings": scaling.original,
+            }
+        case _:
+            raise DougongError(f"{family} cannot express {scaling!r}; train with another scaling of positions")

@@ -1,0 +1,155 @@
+"""Names of weights, foreign and own, both ways, strictly.
+
+A family lists rules; each says which foreign tensor holds which own ones. Reading and writing walk the same table in
+either direction. Every own weight needs a rule, and every foreign tensor an own weight: what is left over on either
+side is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dougong.base import DougongError
+from dougong.hub.formats.source import Weights
+
+LAYER = "{i}"
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`foreign` is the concatenation of `own` along their first dimension, transposed where `transpose` says so.
+
+    "{i}" in the names stands for the number of the layer. A rule whose own weights the model lacks (a bias of a model
+    without biases) says nothing.
+    """
+
+    foreign: str
+    own: tuple[str, ...]
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """A family's rules, and what its files may differ in without meaning anything else.
+
+    prefix     leading part of the names that files of the model without its head leave out
+    constants  names of tensors that hold no weights (masks, tables of angles) in files of old versions
+    tied       (head, embedding) in foreign names: a tied file may carry the head, equal to the embedding
+    """
+
+    rules: tuple[Rule, ...]
+    prefix: str
+    constants: tuple[str, ...]
+    tied: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rule for one layer of one model: the foreign tensor, its own pieces and their shapes."""
+
+    foreign: str
+    own: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    transpose: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the foreign tensor."""
+        whole = (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+        return whole[::-1] if self.transpose else whole
+
+    def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The own weights in a foreign tensor, as views."""
+        whole = tensor.t() if self.transpose else tensor
+        yield from zip(self.own, whole.split([shape[0] for shape in self.shapes]), strict=True)
+
+    def join(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The foreign tensor made of own weights."""
+        parts = [weights[name].detach() for name in self.own]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (whole.t() if self.transpose else whole).contiguous()
+
+
+def some(names: Iterable[str], count: int = 4) -> str:
+    """The first few names and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def rows(keys: KeyMap, shapes: Mapping[str, Shape], depth: int, family: str) -> list[Row]:
+    """The rules spelled out for a model whose own weights have `shapes`.
+
+    Raises DougongError for an own weight without a rule: the family's files have no place for it.
+    """
+    out = []
+    for rule in keys.rules:
+        for index in range(depth) if LAYER in rule.foreign else (0,):
+            own = tuple(name.replace(LAYER, str(index)) for name in rule.own)
+            held = [name for name in own if name in shapes]
+            if not held:
+                continue
+            if len(held) < len(own):
+                missing = [name for name in own if name not in shapes]
+                raise DougongError(f"{family} keeps {some(own)} in one tensor, but the model has no {some(missing)}")
+            foreign = rule.foreign.replace(LAYER, str(index))
+            out.append(Row(foreign, own, tuple(shapes[name] for name in own), rule.transpose))
+    placed = {name for row in out for name in row.own}
+    if homeless := [name for name in shapes if name not in placed]:
+        raise DougongError(
+            f"{family} has no name for {some(homeless)}; merge adapters and undo quantization before saving"
+        )
+    return out
+
+
+def read(keys: KeyMap, spelled: list[Row], weights: Weights, family: str, put: Callable[[str, Tensor], None]) -> None:
+    """Hand every own weight in `weights` to `put(name, tensor)`, one foreign tensor after another as the file has them.
+
+    Raises DougongError, before any tensor is read, for missing tensors, left over tensors and wrong shapes.
+    """
+    found = weights.shapes
+    bare = not any(name.startswith(keys.prefix) for name in found)
+
+    def here(name: str) -> str:
+        """The name as this file spells it."""
+        return name.removeprefix(keys.prefix) if bare else name
+
+    by_name = {here(row.foreign): row for row in spelled}
+    head, embedding = here(keys.tied[0]), here(keys.tied[1])
+    constants = {here(name) for name in keys.constants}
+    extra = [name for name in found if name not in by_name and name != head and _pattern(name) not in constants]
+    if missing := [name for name in by_name if name not in found]:
+        also = f"; it also holds {some(extra)}, unknown to this config" if extra else ""
+        raise DougongError(f"{weights.where} lacks {len(missing)} of the tensors of {family}: {some(missing)}{also}")
+    if extra:
+        raise DougongError(
+            f"{weights.where} holds {len(extra)} tensors that its config does not call for as {family}: {some(extra)}"
+        )
+    for name, row in by_name.items():
+        if found[name] != row.shape:
+            raise DougongError(f"{weights.where}: {name} is {found[name]}; its config calls for {row.shape}")
+    tied = head in found and head not in by_name
+    if tied and not torch.equal(weights.read(head), weights.read(embedding)):
+        raise DougongError(
+            f"{weights.where}: {head} differs from {embedding}, but the config says that they are tied; "
+            "set tie_word_embeddings to false in config.json to keep both"
+        )
+    for name in found:
+        if name in by_name:
+            tensor = weights.read(name)
+            if not tensor.is_floating_point():
+                raise DougongError(
+                    f"{weights.where}: {name} is {tensor.dtype}; quantised files come with a later version"
+                )
+            for own, piece in by_name[name].split(tensor):
+                put(own, piece)
+
+
+def _pattern(name: str) -> str:
+    """The name with "{i}" for the number of the layer."""
+    return ".".join(LAYER if part.isdigit() else part for part in name.split("."))

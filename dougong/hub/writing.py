@@ -1,0 +1,90 @@
+"""`save`: a LanguageModel becomes a folder in Hugging Face layout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dougong.base import DougongError, atomic_directory, write_json
+from dougong.hub.families import Family, family_for, family_named, harmless
+from dougong.hub.formats.safetensors import write_safetensors
+from dougong.hub.keymap import rows
+from dougong.hub.language_model import LanguageModel
+
+SHARD_BYTES = 5_000_000_000
+# What a saved model consists of: a folder that holds anything else is not replaced.
+_OURS = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+
+
+def save(lm: LanguageModel, path: str | os.PathLike[str], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write config.json, generation_config.json, the weights and the tokenizer under the family's own names.
+
+    The family is `lm.family`, or the first that can express the spec. Weights keep their type; tied ones are written
+    once; above `shard_bytes` they go into several files with an index. The folder appears whole or not at all, and
+    takes the place of an older model. Raises DougongError when the family cannot express the spec or has no name for a
+    weight (an adapter that was not merged), for a tokenizer larger than the embedding, and when `path` holds something
+    other than a model.
+    """
+    folder = Path(path).expanduser()
+    _refuse_to_replace(folder)
+    lm.check_tokenizer()
+    name = lm.family or family_for(lm.spec)
+    family = family_named(name)
+    config = _config(lm, name, family)
+    weights = dict(lm.model.weights())
+    shapes = {own: tuple(weight.shape) for own, weight in weights.items()}
+    spelled = rows(family.keys(lm.spec), shapes, len(lm.spec.layers), name)
+    parts = [
+        (row.foreign, sum(weights[own].nbytes for own in row.own), lambda row=row: row.join(weights).cpu())
+        for row in spelled
+    ]
+    ids = _ids(lm)
+    with atomic_directory(folder) as temporary:
+        # `torch_dtype` is read by every version of transformers, `dtype` by new ones only, which prefer it.
+        spelling = "dtype" if "dtype" in config else "torch_dtype"
+        dtype = str(weights[spelled[0].own[0]].dtype).removeprefix("torch.")
+        write_json(temporary / "config.json", {**_over(ids, config), spelling: dtype})
+        write_json(temporary / "generation_config.json", _over(ids, lm.generation))
+        write_safetensors(temporary, parts, shard_bytes)
+        if lm.tokenizer is not None:
+            lm.tokenizer.save(temporary)
+
+
+def _config(lm: LanguageModel, name: str, family: Family) -> dict[str, Any]:
+    """The config.json that the model came with, or where it does not describe the model (any more) a new one."""
+    new = {**harmless(lm.config), **family.to_config(lm.spec)}
+    if lm.config.get("model_type") != name:
+        return new
+    try:
+        return lm.config if family.from_config(lm.config) == lm.spec else new
+    except DougongError:
+        return new
+
+
+def _ids(lm: LanguageModel) -> dict[str, Any]:
+    """Ids written where the model's own files do not give them; null says "none" to readers with other defaults."""
+    ends = lm.eos_ids
+    return {
+        "bos_token_id": lm.bos_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
+        "pad_token_id": lm.tokenizer.pad_id if lm.tokenizer is not None else None,
+    }
+
+
+def _over(ids: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, with `ids` where it says nothing or null."""
+    return {**ids, **{key: value for key, value in given.items() if value is not None or key not in ids}}
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Raise DougongError if saving would delete anything but an older model."""
+    if folder.is_file():
+        raise DougongError(f"{folder} is a file; give a folder to save the model in")
+    if not folder.is_dir():
+        return
+    entries = sorted(folder.iterdir())
+    foreign = [entry.name for entry in entries if entry.is_dir() or entry.suffix not in _OURS]
+    if entries and (foreign or not (folder / "config.json").is_file()):
+        held = (foreign or [entry.name for entry in entries])[0]
+        raise DougongError(f"{folder} holds {held}, which saving a model there would delete; choose another folder")

@@ -1,0 +1,109 @@
+"""How many bytes a training step must remember, for each token, between its forward and its backward pass.
+
+Counted from what this package's modules save (parts/*.py), each kind of layer by its own formula. In float32, with D
+width, q = heads * head size, k = kv_heads * head size, F feed-forward width, in numbers a token:
+
+- a norm keeps its input, D, and its statistics (RMSNorm 1, LayerNorm 2); its output, D, is kept by the Linears that
+  read it, once for all of them
+- a Linear keeps its input; its output only if what follows keeps it
+- attention keeps queries, keys, values and its output (q + k + k + q) and a normaliser a head. Fewer key heads than
+  query heads are spread out first: keys and values then take q each. Rotated queries make the kernel lay its output out
+  head by head, and `o` keeps a copy of it, token by token: q more. A qk_norm keeps its inputs, q + k, and statistics
+- scores are not kept: the kernel makes them again (FlashAttention, Dao et al. 2022). Except on a CPU, where for short
+  texts `attend` keeps them, because that is faster: then each block of queries keeps its weights for the keys up to its
+  end, heads times about (T + 128) / 2 a token, but neither the normaliser nor a second copy of the output
+- a GatedMLP keeps gate, act(gate), up and their product: 4 F. An MLP keeps up and act(up): 2 F. ReLU's output says all
+  that its gradient needs: F less
+
+Under autocast to a 2-byte type the residual path and the norms stay in float32, products are kept in 2 bytes, and every
+Linear that reads a norm keeps a 2-byte copy of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dougong.model.spec import LayerSpec, ModelSpec
+from dougong.parts import attend as kernels
+from dougong.parts.attention import Attention
+from dougong.parts.feedforward import MLP, GatedMLP
+from dougong.parts.norm import Norm
+
+FLOAT = 4  # bytes of a float32
+
+
+def _statistics(norm: Norm) -> int:
+    return FLOAT * (2 if norm.kind == "layer" else 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass over `batch` rows of `tokens` tokens, products in `itemsize` bytes, on a "cpu" or a "gpu"."""
+
+    batch: int
+    tokens: int
+    itemsize: int = FLOAT
+    on: Literal["cpu", "gpu"] = "cpu"
+
+    @property
+    def low(self) -> bool:
+        return self.itemsize < FLOAT
+
+    def keeps_weights(self, mixer: Attention) -> bool:
+        """Whether `attend` keeps the attention weights (`attend._blocks_pay`, asked of the spec)."""
+        return (
+            self.on == "cpu"
+            and not self.low
+            and mixer.head_size >= 48
+            and self.tokens >= 64
+            and FLOAT * self.batch * mixer.heads * self.tokens**2 <= kernels._WEIGHT_BYTES
+        )
+
+
+def attention_bytes(mixer: Attention, step: Step) -> int:
+    """Bytes that attention keeps for a token, its input not counted."""
+    queries, keys = mixer.heads * mixer.head_size, mixer.kv_heads * mixer.head_size
+    spread = queries if mixer.kv_heads < mixer.heads else keys
+    if step.keeps_weights(mixer):
+        starts = range(0, step.tokens, kernels._BLOCK)
+        ends = [min(start + kernels._BLOCK, step.tokens) for start in starts]
+        weights = sum((end - start) * end for start, end in zip(starts, ends, strict=True)) // step.tokens
+        count = FLOAT * (2 * queries + 2 * spread + mixer.heads * weights)
+    else:
+        copied = queries if mixer.position is not None and not step.low else 0
+        count = step.itemsize * (2 * queries + 2 * spread + copied) + FLOAT * mixer.heads
+    if mixer.qk_norm is not None:
+        count += FLOAT * (queries + keys) + (mixer.heads + mixer.kv_heads) * _statistics(mixer.qk_norm)
+        if step.low:
+            count += step.itemsize * (queries + keys)  # the normalised ones, before their weight
+    return count
+
+
+def feedforward_bytes(ffn: MLP | GatedMLP, step: Step) -> int:
+    """Bytes that a feed-forward keeps for a token, its input not counted."""
+    kept = 4 if isinstance(ffn, GatedMLP) else 2
+    return step.itemsize * ffn.hidden * (kept - (ffn.activation == "relu"))
+
+
+def layer_bytes(layer: LayerSpec, width: int, step: Step) -> int:
+    """Bytes that a layer keeps for a token: its sublayers', their inputs, and the norms'."""
+    count = attention_bytes(layer.mixer, step) + layer.norms() * (FLOAT * width + _statistics(layer.norm))
+    readers = [3]  # q, k and v read the mixer's norm
+    if layer.ffn is not None:
+        count += feedforward_bytes(layer.ffn, step)
+        readers.append(2 if isinstance(layer.ffn, GatedMLP) else 1)
+    if step.low:
+        return count + step.itemsize * width * sum(readers)
+    return count + FLOAT * width * (1 if layer.wiring == "parallel" else len(readers))
+
+
+def model_bytes(spec: ModelSpec, step: Step, recompute: bool = False) -> int:
+    """Bytes that the whole model keeps for a token, from its id (8) to the hidden states that the head reads.
+
+    recompute: the layers keep their inputs alone, and the backward pass holds the rest of one layer at a time.
+    """
+    layers = [layer_bytes(layer, spec.width, step) for layer in spec.layers]
+    held = FLOAT * spec.width * len(layers) + max(layers, default=0) if recompute else sum(layers)
+    final = FLOAT * spec.width + _statistics(spec.norm) if spec.norm is not None else 0
+    return 8 + held + final + FLOAT * spec.width

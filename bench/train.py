@@ -1,6 +1,6 @@
-"""Tokens a second of whole training steps (forward, backward, clip, optimizer): dougong against transformers' Llama of the
-identical shape with fused AdamW. Each contender lives in a process of its own, as a user would run it; the steps are
-interleaved, and medians and ratios are printed.
+"""Tokens a second of whole training steps (forward, backward, clip, optimizer): dougong against transformers' Llama of
+the identical shape with fused AdamW. Each contender lives in a process of its own, as a user would run it; the steps
+are interleaved, and medians and ratios are printed.
 
     python bench/train.py                    # the small shape, all modes
     python bench/train.py --shape large --modes eager --rounds 10
@@ -126,7 +126,7 @@ def flops(shape: dict[str, int]) -> float:
 
 
 def peak(threads: int) -> dict[str, float]:
-    """Measured operations a second of a large float32 product: through torch.mm, and through dougong's kernel choice."""
+    """Measured operations a second of a large float32 product: by torch.mm, and by dougong's choice of kernel."""
     import torch
 
     from dougong.base.allocator import keep_memory
@@ -168,9 +168,8 @@ def main() -> None:
             for name in CONTENDERS:
                 command = [sys.executable, __file__, "--shape", options.shape, "--threads", str(options.threads)]
                 command += ["--worker", name, mode, precision]
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
-                )
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+                process = subprocess.Popen(command, text=True, **pipes)
                 while (line := process.stdout.readline()) and line.strip() != "ready":
                     pass
                 if not line:

@@ -12,11 +12,11 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 from jaxtyping import install_import_hook
 
 # Before anything imports dougong: beartype then checks every jaxtyping annotation of the package at every call.
-install_import_hook("dougong", "beartype.beartype")
+install_import_hook("dougong", "tests.checking.checked")
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile(

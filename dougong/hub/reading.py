@@ -56,7 +56,12 @@ def load(
     place = Path(name).expanduser()
     if not name or not place.exists():
         place = download(name) if is_hub_id(name) else missing(name)
-    return _load_llama2c(place, kind, where) if place.is_file() else _load_folder(_model_folder(place), kind, where)
+    if place.is_dir():
+        named = place / f"{place.name}.bin"  # a folder of llama2.c files, such as stories260K/stories260K.bin
+        if (place / "config.json").is_file() or not named.is_file():
+            return _load_folder(_model_folder(place), kind, where)
+        place = named
+    return _load_llama2c(place, kind, where)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -28,13 +28,14 @@ class Context:
     key_positions   (B or 1, S) int64: place of each key; None when the keys are the queries' own tokens
     documents       (B, T) int64: tokens see each other only within one document; None when a row is one document
     causal          queries see no later position
-    slots           where a state stores these tokens (it equals `positions` for one document a row)
+    lengths         (B) tokens that each row's text has with these; None: its last position says so
     """
 
     positions: Int[Tensor, "#B T"]
     key_positions: Int[Tensor, "#B S"] | None = None
     documents: Int[Tensor, "B T"] | None = None
     causal: bool = True
+    lengths: Int[Tensor, " B"] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -69,6 +70,16 @@ class Context:
     def simple(self) -> bool:
         """Every row is one document from position 0 whose keys are its own tokens: plain causal or full attention."""
         return self.key_positions is None and self.documents is None
+
+    def text_lengths(self) -> Int[Tensor, "#B #T"]:
+        """Tokens of the text that each token belongs to: its document where a row has several, else its row."""
+        if self.lengths is not None:
+            return self.lengths[:, None]
+        if self.documents is None:
+            return self.positions.max(-1, keepdim=True).values + 1
+        same = self.documents[:, :, None] == self.documents[:, None, :]
+        places = self.positions.expand(self.documents.shape)[:, None, :]
+        return torch.where(same, places, 0).max(-1).values + 1
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "#B T S"] | None:
         """Which keys each query sees; None when the answer is all of them, or all up to its own place (`simple`).

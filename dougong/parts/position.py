@@ -129,21 +129,19 @@ class Rope(Position):
 
     def angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Float[Tensor, "#B T h"], Float[Tensor, "#B T h"]]:
         """cos and sin for each position and pair, h = size / 2, with the scaling's attention factor in them."""
-        tokens = 0
         if isinstance(self.scaling, (DynamicNTK, LongRope)):  # the only two that depend on the text's length
-            last = ctx.positions if ctx.key_positions is None else ctx.key_positions
-            tokens = int(last.max()) + 1
-        frequency, factor = _frequencies(self, self._stage(tokens))
+            lengths = ctx.text_lengths().clamp(min=self.scaling.original).tolist()
+            rows = [[_frequencies(self, self._stage(length)) for length in row] for row in lengths]
+            frequency = torch.stack([torch.stack([each for each, _ in row]) for row in rows])  # (B or 1, T or 1, h)
+            factor = rows[0][0][1]
+        else:
+            frequency, factor = _frequencies(self, 0)
         angle = ctx.positions[..., None].float() * frequency.to(ctx.positions.device)
         return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
 
     def _stage(self, tokens: int) -> int:
         """All that the frequencies depend on in a text of `tokens` tokens."""
-        if isinstance(self.scaling, DynamicNTK):
-            return max(tokens, self.scaling.original)
-        if isinstance(self.scaling, LongRope):
-            return int(tokens > self.scaling.original)
-        return 0
+        return int(tokens > self.scaling.original) if isinstance(self.scaling, LongRope) else tokens
 
 
 @lru_cache(maxsize=256)

@@ -122,9 +122,11 @@ class Cache:
         self.total = longest + new
         steps = torch.arange(new, device=tokens.device)
         positions = self.lengths[:, None] + steps if self.aligned is None else (self.aligned + steps)[None]
+        lengths = self.lengths + (new if counts is None else counts)
         if self.aligned == 0:
-            return Context(positions=positions)  # the keys are the new tokens alone
-        return Context(positions=positions, key_positions=torch.arange(self.total, device=tokens.device)[None])
+            return Context(positions=positions, lengths=lengths)  # the keys are the new tokens alone
+        keys = torch.arange(self.total, device=tokens.device)[None]
+        return Context(positions=positions, key_positions=keys, lengths=lengths)
 
     def advance(self, counts: Int[Tensor, " B"] | int) -> None:
         """End a step: row b now holds `counts[b]` more tokens."""

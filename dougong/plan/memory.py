@@ -9,10 +9,10 @@ import torch
 
 from dougong.base import DougongError, nearest
 from dougong.model.spec import ModelSpec
+from dougong.parts.cross_entropy import chunk_rows
 from dougong.plan.activations import FLOAT, Step, layer_bytes, model_bytes
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CHUNK = 1 << 19  # logits that the cross-entropy holds at a time, if that is at least 32 rows
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def training_memory(
     head = spec.vocab * spec.width
     # In the loss: the gradients of the hidden states and of the head (below float32 also the head's copy and what one
     # chunk adds to its gradient), and a chunk of logits before and after its softmax, beside the one before it.
-    chunk = min(rows, max(32, CHUNK // spec.vocab))
+    chunk = min(rows, chunk_rows(spec.vocab))
     logits = FLOAT * spec.vocab * max(2 * chunk, chunk + 2 * min(chunk, rows - chunk))
     loss = FLOAT * rows * spec.width + (FLOAT + 2 * low) * head + logits
     # At the end of the backward pass: the embedding's gradient arrives whole before it is added to the head's, or the

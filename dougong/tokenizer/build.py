@@ -124,6 +124,14 @@ def char_tokenizer(
 
 def _finished(core: tokenizers.Tokenizer, roles: Mapping[str, str], chat_template: str | None) -> Tokenizer:
     """A template is kept only where its turn markers are tokens, and a model that chats ends turns and documents."""
+    from tokenizers.processors import TemplateProcessing
+
+    begin = roles.get("bos_token")
+    if begin is not None:
+        # Training puts this token before every text, so a prompt begins with it too (as transformers would do).
+        core.post_processor = TemplateProcessing(
+            single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, core.token_to_id(begin))]
+        )
     turns = [core.token_to_id(token) for token in SPECIAL_TOKENS]
     if chat_template == CHATML_TEMPLATE and None in turns:
         chat_template = None

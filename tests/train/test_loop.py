@@ -1,4 +1,4 @@
-"""The training loop: it learns, it divides by the whole weight, it stops and resumes bit for bit, it notices disaster."""
+"""The training loop: it learns, divides by the whole weight, stops and resumes bit for bit, and notices disaster."""
 
 from __future__ import annotations
 
@@ -193,7 +193,8 @@ import sys; sys.path.insert(0, ".")
 from pathlib import Path
 from tests.train import jobs
 import torch
-torch.save(jobs.weights(jobs.trained(Path(sys.argv[1]), jobs.training(4, checkpoint=0, compile=True))), sys.argv[1] + "/w.pt")
+made = jobs.trained(Path(sys.argv[1]), jobs.training(4, checkpoint=0, compile=True))
+torch.save(jobs.weights(made), sys.argv[1] + "/w.pt")
 """
     (tmp_path / "c").mkdir()
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], check=True, cwd=Path(__file__).parents[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,7 +92,7 @@ def test_schedules_stay_within_bounds(kind, warmup, steps, final, decay):
     factors = [schedule.factor(step, steps) for step in range(steps)]
     assert all(0 <= factor <= 1 + 1e-9 for factor in factors)
     after = factors[warmup:]
-    assert all(a >= b - 1e-9 for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b - 1e-9 for a, b in pairwise(after))
     if kind in ("cosine", "linear") and warmup < steps:
         assert min(after) >= final - 1e-9
 

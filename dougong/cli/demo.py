@@ -12,6 +12,7 @@ from dougong.base import DougongError, atomic_directory, read_json, write_json
 from dougong.cli.demo_report import print_result, write_demo_report
 from dougong.cli.recipes import parse_recipe
 from dougong.data import SKILLS, Conversation, Problem, generate
+from dougong.data.skills.context import UNKNOWN_SKILL
 from dougong.evals import Accuracy, accuracy, baselines
 from dougong.evals.skills import answer, unseen_problems
 from dougong.train import Optimizer, Schedule, Stopped, Training
@@ -23,25 +24,25 @@ from dougong.train.sft import load_for_chat, sft
 
 def _text() -> Pretrain:
     training = Training(
-        steps=370,
-        optimizer=Optimizer("muon", rate=4e-3, matrix_rate=0.02, weight_decay=0.1),
-        schedule=Schedule("wsd", warmup=20, final=0.0, decay=0.5),
+        steps=360,
+        optimizer=Optimizer("muon", rate=0.01, matrix_rate=0.02, weight_decay=0.1),
+        schedule=Schedule("wsd", warmup=20, final=0.0, decay=0.4),
         checkpoint=50,
-        evaluate=100,
+        evaluate=180,
     )
     model = Architecture(width=192, depth=4, heads=3, ffn=512)
-    return Pretrain(tokenizer=TokenizerChoice(vocab=4096), model=model, training=training, batch=16, length=256)
+    return Pretrain(tokenizer=TokenizerChoice(vocab=4096), model=model, training=training, batch=8, length=256)
 
 
 def _chat() -> Sft:
     training = Training(
-        steps=300,
-        optimizer=Optimizer("muon", rate=3e-3, matrix_rate=0.01, weight_decay=0.0),
+        steps=700,
+        optimizer=Optimizer("adamw", rate=2.5e-3, weight_decay=0.0),
         schedule=Schedule("linear", warmup=10, final=0.0),
         checkpoint=50,
-        evaluate=100,
+        evaluate=350,
     )
-    return Sft(data=ChatData(held_out=0.01), training=training, batch=16, length=256)
+    return Sft(data=ChatData(held_out=0.01), training=training, batch=4, length=256)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Demo:
     run: Path = Path("runs/demo")
     text: Pretrain = field(default_factory=_text)
     chat: Sft = field(default_factory=_chat)
-    problems: int = 4000
+    problems: int = 6000
     unseen: int = 100
     seed: int = 0
 
@@ -68,6 +69,9 @@ class Demo:
         for name in ("problems", "unseen"):
             if getattr(self, name) < 1:
                 raise DougongError(f"{name} is {getattr(self, name)}; expected at least 1")
+        reach = max(self.text.model.context, self.text.length)
+        if self.chat.length > reach:
+            raise DougongError(f"chat.length is {self.chat.length}, but the model is made for {reach} tokens; lower it")
 
     def stages(self) -> Demo:
         """The same recipe with the stages' folders inside the run's."""
@@ -119,8 +123,12 @@ def demo(recipe: Demo, resume: bool) -> None:
 
 
 def skill_conversations(count: int, seed: int) -> list[Conversation]:
-    """`count` training problems of every skill with their answers."""
-    return [problem.conversation() for skill in SKILLS for problem in generate(skill, seed, count)]
+    """`count` training problems of every skill with their answers, of "unknown" a third.
+
+    A model that cannot read yet does best by never answering, and with more of them it stays there.
+    """
+    counts = {skill: max(1, count // 3) if skill == UNKNOWN_SKILL else count for skill in SKILLS}
+    return [problem.conversation() for skill in SKILLS for problem in generate(skill, seed, counts[skill])]
 
 
 def _answers(model: Path, kept: Path, problems: list[Problem], label: str) -> list[str]:

@@ -16,11 +16,13 @@ def initialise(model: Model, seed: int = 0) -> Model:
 
     Normal with these standard deviations; biases 0, norms 1.
     - inputs of a residual branch (q, k, v, gate, up): fan_in^-1/2, which keeps the variance of the activations
-    - outputs onto the residual path (o, down): the same over sqrt(2 L), so that L layers add variance 1 (GPT-2)
-    - embedding: 0.02; an untied head: 0.02, so that the first loss is close to ln(vocab)
+    - outputs onto the residual path (o, down): 0, so that every layer starts as the identity and the token's own
+      embedding reaches the last layer undisturbed (docs/log.md has what that gains)
+    - embedding: 1, the size of what the layers will add; 0.02 when it is tied to the head
+    - head: 0.02, so that the first loss is close to ln(vocab)
     """
     generator = torch.Generator().manual_seed(seed)
-    depth = max(1, len(model.spec.layers))
+    embedding = 0.02 if model.spec.head.tied else 1.0
 
     def fill(parameter: torch.Tensor, deviation: float) -> None:
         values = torch.empty(parameter.shape).normal_(0.0, deviation, generator=generator)
@@ -31,13 +33,12 @@ def initialise(model: Model, seed: int = 0) -> Model:
             if isinstance(module, EmbeddingLayer):
                 for storage in (module.storage, module.position):
                     if isinstance(storage, Dense):
-                        fill(storage.weight, 0.02)
+                        fill(storage.weight, embedding)
             elif isinstance(module, Linear):
                 tied = module is model.head and model.spec.head.tied
                 if isinstance(module.storage, Dense) and not tied:
-                    deviation = 0.02 if module is model.head else module.in_features**-0.5
-                    if name.endswith((".o", ".down")):
-                        deviation /= (2 * depth) ** 0.5
+                    out = name.endswith((".o", ".down"))
+                    deviation = 0.02 if module is model.head else 0.0 if out else module.in_features**-0.5
                     fill(module.storage.weight, deviation)
                 if module.bias is not None:
                     module.bias.zero_()

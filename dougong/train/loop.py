@@ -46,7 +46,7 @@ class Training:
     precision    float32, or bfloat16 products over float32 weights (autocast)
     recompute    drop the layers' activations and compute them again in the backward pass
     checkpoint   updates between checkpoints; 0: only when stopped
-    evaluate     updates between evaluations; 0: only at the end
+    evaluate     updates between evaluations; 0: none (a job measures its model at the end in any case)
     """
 
     steps: int = 1000
@@ -152,9 +152,7 @@ def train(
                     "seconds": seconds,
                 }
                 done = step + 1
-                if evaluate is not None and (
-                    done == training.steps or (training.evaluate and done % training.evaluate == 0)
-                ):
+                if evaluate is not None and training.evaluate and done % training.evaluate == 0:
                     model.eval()
                     record |= evaluate(model)
                     model.train()

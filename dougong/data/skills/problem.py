@@ -21,18 +21,18 @@ class Difficulty:
     prompts grow longer; with the others the answers grow harder.
     """
 
-    addends: tuple[int, int] = (0, 12)
-    compared: tuple[int, int] = (0, 50)
+    addends: tuple[int, int] = (0, 9)
+    compared: tuple[int, int] = (0, 20)
     list_length: tuple[int, int] = (3, 4)
     list_values: tuple[int, int] = (0, 9)
     summed_length: tuple[int, int] = (2, 3)
     word_length: tuple[int, int] = (3, 4)
     random_letters: float = 0.5  # share of words that are random letters rather than English
     repeats: tuple[int, int] = (2, 3)
-    context_sentences: tuple[int, int] = (2, 3)
+    context_sentences: tuple[int, int] = (1, 2)
     tools: tuple[int, int] = (1, 2)
-    phrasings: int = 2  # how many of the English ways to ask are used
-    chinese: float = 0.05  # share of prompts in Chinese, in the skills that have them
+    phrasings: int = 1  # how many of the English ways to ask are used
+    chinese: float = 0.1  # share of prompts in Chinese, in the skills that have them
     test_share: float = 0.1  # share of all problems that only tests may ask
 
 

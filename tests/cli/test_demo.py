@@ -1,0 +1,111 @@
+"""The main job from end to end on a small text: its stages, its files, and that no kill changes where it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    *("--text.tokenizer.vocab", "400", "--text.model.width", "32", "--text.model.depth", "2"),
+    *("--text.model.heads", "2", "--text.model.ffn", "64", "--text.model.context", "256", "--text.length", "64"),
+    *("--text.training.steps", "30", "--text.training.checkpoint", "5"),
+    *("--chat.training.steps", "20", "--chat.training.checkpoint", "5", "--problems", "60", "--unseen", "3"),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    import asyncio.base_events
+    import json.decoder
+    import textwrap
+
+    for module in (asyncio.base_events, json.decoder, textwrap):
+        assert module.__file__ is not None
+        (folder / f"{module.__name__}.py").write_text(Path(module.__file__).read_text(encoding="utf-8"))
+    return folder
+
+
+def arguments(run: Path, corpus: Path) -> list[str]:
+    return ["demo", "--run", str(run), "--text.data.path", str(corpus), *SMALL]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_the_demo_from_text_to_report(dougong, tmp_path, corpus):
+    done = dougong(*arguments(tmp_path / "run", corpus))
+    assert done.status == 0, done.err
+    for name in ("unigram", "xz -9", "this model", "arithmetic", "dougong chat"):
+        assert name in done.out
+    run = tmp_path / "run"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Attention" in page and "注意力" in page and "http://" not in page.replace("http://www.w3.org", "")
+    result = json.loads((run / "result.json").read_text())
+    assert [row["skill"] for row in result["after"]][-1] == "all"
+    assert result["after"][-1]["total"] == 18
+    for part in ("tokenizer.json", "config.json", "model.safetensors"):
+        assert (run / "model" / part).is_file()
+    # Run again: without --resume it is refused, with it nothing is done twice and nothing changes.
+    again = dougong(*arguments(run, corpus))
+    assert again.status == 1 and "--resume" in again.err
+    before = weights(run)
+    again = dougong(*arguments(run, corpus), "--resume")
+    assert again.status == 0 and weights(run) == before
+    other = dougong(*arguments(run, corpus), "--resume", "--seed", "1")
+    assert other.status == 1 and "seed was 0, now 1" in other.err
+    answer = dougong("generate", run, "def ", "--max-tokens", "5", "--temperature", "0")
+    assert answer.status == 0 and answer.out.startswith("def ")
+    talk = dougong("chat", run, "--max-tokens", "5", stdin="Sort: 3 1 2\n/exit\n")
+    assert talk.status == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (("--text.model.widht", "3"), "widht"),
+        (("--text.training.steps", "0"), "steps is 0"),
+        (("--text.training.steps", "many"), "many"),
+        (("--text.data.path", "nowhere.txt"), "nowhere.txt"),
+        (("--text.model.width", "50", "--text.model.heads", "3"), "width 50 over 3 heads"),
+        (("--problems", "0"), "problems is 0"),
+    ],
+)
+def test_wrong_settings_are_refused_before_work(dougong, tmp_path, wrong, named):
+    done = dougong("demo", "--run", tmp_path / "run", *wrong)
+    assert done.status in (1, 2)
+    assert named in done.err and done.err.count("\n") <= 3, done.err
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_weights(tmp_path, corpus):
+    def start(run: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dougong.cli", *arguments(run, corpus), "--resume"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    whole = time.monotonic() - began
+    run, kills = tmp_path / "killed", 0
+    for share in (0.3, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7):
+        process = start(run)
+        try:
+            process.wait(timeout=whole * share)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL if kills % 2 == 0 else signal.SIGTERM)
+            kills += 1
+            process.wait()
+    assert kills >= 2
+    assert start(run).wait() == 0
+    assert weights(run) == weights(tmp_path / "whole")
+    records = [json.loads(line)["step"] for line in (run / "text" / "metrics.jsonl").read_text().splitlines()]
+    assert records == list(range(30))

@@ -11,6 +11,8 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
+import tests.checking  # noqa: F401  (the hook names it)
+
 # Before anything imports dougong: beartype then checks every jaxtyping annotation of the package at every call.
 install_import_hook("dougong", "tests.checking.checked")
 

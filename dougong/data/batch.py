@@ -17,22 +17,29 @@ IGNORED = -100  # a target without loss, as in torch.nn.functional.cross_entropy
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows for a causal language model; every field is (B, T) int64.
+    """Rows for a causal language model; every field but `filled` is (B, T) int64.
 
     tokens: the input ids. targets: the id to predict at each place, -100 where there is no loss. positions: the place
     within the document, from 0 at its first token in the row. documents: the number of the document within the row,
     from 0; attention stays within equal numbers. None means that rows are read as one text each, without such a mask.
+    filled: (B,) places of each row that are not padding; None means all.
     """
 
     tokens: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     documents: Int[Tensor, "B T"] | None
+    filled: Int[Tensor, " B"] | None = None
 
     @property
     def weight(self) -> int:
         """How many places carry loss."""
         return int((self.targets != IGNORED).sum())
+
+    @property
+    def real(self) -> int:
+        """How many places are not padding."""
+        return self.tokens.numel() if self.filled is None else int(self.filled.sum())
 
     def to(self, device: str | torch.device) -> Batch:
         """The batch on another device."""
@@ -51,7 +58,8 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         documents = None if self.documents is None else change(self.documents)
-        return Batch(change(self.tokens), change(self.targets), change(self.positions), documents)
+        filled = None if self.filled is None else change(self.filled)
+        return Batch(change(self.tokens), change(self.targets), change(self.positions), documents, filled)
 
 
 def batch_from(tokens: np.ndarray, targets: np.ndarray, positions: np.ndarray, documents: np.ndarray | None) -> Batch:

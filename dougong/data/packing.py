@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 
 from dougong.base import DougongError
 from dougong.data.batch import IGNORED, Batch, batch_from
@@ -53,6 +54,7 @@ class PackedRows:
         targets = np.full(shape, IGNORED, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         documents = np.zeros(shape, dtype=np.int64)
+        filled = np.zeros(len(places), dtype=np.int64)
         for at, (_, row) in enumerate(places):
             begin = 0
             for number, index in enumerate(self.rows[row]):
@@ -67,7 +69,8 @@ class PackedRows:
             # Padding is one more document: it sees itself alone, so no row of a mask is empty.
             positions[at, begin:] = np.arange(self.length - begin)
             documents[at, begin:] = len(self.rows[row])
-        return batch_from(tokens, targets, positions, documents)
+            filled[at] = begin
+        return dataclasses.replace(batch_from(tokens, targets, positions, documents), filled=torch.from_numpy(filled))
 
 
 def pack_examples(

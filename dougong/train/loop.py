@@ -218,9 +218,10 @@ class _Step:
         else:  # one bad batch must not poison the weights; many are the guard's business
             for parameter in self.parameters:
                 parameter.grad = None
-        tokens = int(batch.tokens.numel()) * self.ranks.world
+        tokens = torch.tensor(float(batch.real), device=device)  # padding is not work
+        self.ranks.sum(tokens)
         means = {name: float(value / weight) for name, value in metrics.items()}
-        return _Result(float(total / weight), float(norm), tokens, means)
+        return _Result(float(total / weight), float(norm), int(tokens), means)
 
 
 class _Guard:

@@ -19,7 +19,7 @@ from dougong.data import (
 from dougong.data.batch import Batch
 from dougong.data.loader import LoaderState
 from dougong.hub import LanguageModel, load, save
-from dougong.model import Model, decoder_spec, initialise
+from dougong.model import Model, initialise
 from dougong.tokenizer import Tokenizer, train_tokenizer
 from dougong.train.held_out import held_out_bits
 from dougong.train.loop import train
@@ -72,18 +72,7 @@ def make_model(choice: Architecture, tokenizer: Tokenizer, length: int, seed: in
         lm.model.float()
         lm.tokenizer = tokenizer
         return lm
-    spec = decoder_spec(
-        tokenizer.vocab_size,
-        choice.width,
-        choice.depth,
-        choice.heads,
-        max(choice.context, length),
-        kv_heads=choice.kv_heads or None,
-        ffn=choice.ffn or None,
-        theta=choice.theta,
-        qk_norm=choice.qk_norm,
-        tied=choice.tied,
-    )
+    spec = choice.spec(tokenizer.vocab_size, length)
     return LanguageModel(initialise(Model(spec), seed), tokenizer)
 
 

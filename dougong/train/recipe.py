@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dougong.base import DougongError, atomic_file, record_from, record_to
+from dougong.model import ModelSpec, decoder_spec
 from dougong.train.loop import Training
 from dougong.train.optimizers import Optimizer
 from dougong.train.schedule import Schedule
@@ -51,6 +52,25 @@ class Architecture:
     qk_norm: bool = False
     tied: bool = False
     context: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, width=1, depth=1, heads=1, kv_heads=0, ffn=0, context=0)
+        self.spec(vocab=1, length=1)  # refuses what does not fit together, before any work
+
+    def spec(self, vocab: int, length: int) -> ModelSpec:
+        """The model for a vocabulary and a training length."""
+        return decoder_spec(
+            vocab,
+            self.width,
+            self.depth,
+            self.heads,
+            max(self.context, length),
+            kv_heads=self.kv_heads or None,
+            ffn=self.ffn or None,
+            theta=self.theta,
+            qk_norm=self.qk_norm,
+            tied=self.tied,
+        )
 
 
 @dataclass(frozen=True)

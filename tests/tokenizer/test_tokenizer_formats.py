@@ -84,7 +84,8 @@ def test_transformers_opens_ours_even_beside_a_model(tmp_path: Path, family: str
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert other.encode(TEXT, add_special_tokens=False) == tokenizer.encode(TEXT)
-    assert other.decode(other.encode(TEXT)) == TEXT
+    assert other.encode(TEXT) == tokenizer.encode(TEXT, wrap=True) == [tokenizer.bos_id, *tokenizer.encode(TEXT)]
+    assert other.decode(other.encode(TEXT), skip_special_tokens=True) == TEXT
     assert other.eos_token_id == tokenizer.eos_id
     assert other.chat_template == tokenizer.chat_template
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dougong.model.spec import LayerSpec
@@ -37,7 +38,7 @@ class Block(nn.Module):
         states: tuple[LayerState | None, LayerState | None] = (None, None),
     ) -> Float[Tensor, "B T D"]:
         if self.wiring == "parallel":
-            normal = self.mixer_norm(x)
+            normal = _for_products(self.mixer_norm(x))
             x = x + self.mixer(normal, ctx, states[0])
             return x if self.ffn is None else x + self.ffn(normal, ctx, states[1])
         x = self._residual(x, self.mixer, self.mixer_norm, self.mixer_out_norm, ctx, states[0])
@@ -57,5 +58,11 @@ class Block(nn.Module):
         assert norm is not None
         if self.wiring == "post":
             return norm(x + sublayer(x, ctx, state))
-        y = sublayer(norm(x), ctx, state)
+        y = sublayer(_for_products(norm(x)), ctx, state)
         return x + (y if out_norm is None else out_norm(y))
+
+
+def _for_products(x: Tensor) -> Tensor:
+    """Under autocast, the type that products take: one cast for all that read x, instead of one for each."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

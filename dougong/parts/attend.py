@@ -67,9 +67,13 @@ def attend(
         k, v = _expand(k, group), _expand(v, group)
     causal = bias is None and ctx.causal and q.shape[2] > 1
     if _blocks_pay(q, k, v, ctx):
-        out = _Blocks.apply(q, k, v, bias, q.shape[-1] ** -0.5 if scale is None else scale)
+        # In lower precision too the scores and their softmax are float32, as in SDPA's own kernel.
+        bias = None if bias is None else bias.float()
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        with torch.autocast("cpu", enabled=False):
+            out = _Blocks.apply(q.float(), k.float(), v.float(), bias, scale)
         assert isinstance(out, Tensor)
-        return out
+        return out.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
 
 
@@ -78,14 +82,13 @@ def _blocks_pay(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> bool:
     batch, heads, tokens, size = q.shape
     return (
         q.device.type == "cpu"
-        and q.dtype == torch.float32
         and torch.is_grad_enabled()
         and ctx.causal
         and ctx.key_positions is None
         and not torch.compiler.is_compiling()
         and size == v.shape[-1] >= 48
         and 64 <= tokens == k.shape[2]
-        and batch * heads * tokens * tokens * q.element_size() <= _WEIGHT_BYTES
+        and 4 * batch * heads * tokens * tokens <= _WEIGHT_BYTES
     )
 
 

@@ -21,6 +21,7 @@ from dougong.parts.shapes import Float, Int
 IGNORED = -100
 
 
+@torch.compiler.disable  # it chooses kernels and chunks by itself; the compiler takes what stands around it
 def cross_entropy(
     hidden: Float[Tensor, "*N D"],
     head: Linear,

@@ -237,7 +237,7 @@ def turn(
 ) -> Float[Tensor, "B H T d"]:
     """Rotate the first 2h coordinates of each head and move heads before tokens."""
     cos, sin = cos[:, :, None], sin[:, :, None]
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling():
         a, b = _pairs(x, 2 * cos.shape[-1], interleaved)
         c, d = a * cos - b * sin, b * cos + a * sin
         pairs = torch.stack((c, d), -1).flatten(-2) if interleaved else torch.cat((c, d), -1)

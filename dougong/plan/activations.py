@@ -54,7 +54,6 @@ class Step:
         """Whether `attend` keeps the attention weights (`attend._blocks_pay`, asked of the spec)."""
         return (
             self.on == "cpu"
-            and not self.low
             and mixer.head_size >= 48
             and self.tokens >= 64
             and FLOAT * self.batch * mixer.heads * self.tokens**2 <= kernels._WEIGHT_BYTES
@@ -69,9 +68,9 @@ def attention_bytes(mixer: Attention, step: Step) -> int:
         starts = range(0, step.tokens, kernels._BLOCK)
         ends = [min(start + kernels._BLOCK, step.tokens) for start in starts]
         weights = sum((end - start) * end for start, end in zip(starts, ends, strict=True)) // step.tokens
-        count = FLOAT * (2 * queries + 2 * spread + mixer.heads * weights)
+        count = FLOAT * (queries + 2 * spread + mixer.heads * weights) + step.itemsize * queries
     else:
-        copied = queries if mixer.position is not None and not step.low else 0
+        copied = queries if mixer.position is not None else 0
         count = step.itemsize * (2 * queries + 2 * spread + copied) + FLOAT * mixer.heads
     if mixer.qk_norm is not None:
         count += FLOAT * (queries + keys) + (mixer.heads + mixer.kv_heads) * _statistics(mixer.qk_norm)
@@ -93,9 +92,9 @@ def layer_bytes(layer: LayerSpec, width: int, step: Step) -> int:
     if layer.ffn is not None:
         count += feedforward_bytes(layer.ffn, step)
         readers.append(2 if isinstance(layer.ffn, GatedMLP) else 1)
-    if step.low:
+    if step.low and layer.wiring == "post":  # the residual stream is cast for each that reads it
         return count + step.itemsize * width * sum(readers)
-    return count + FLOAT * width * (1 if layer.wiring == "parallel" else len(readers))
+    return count + step.itemsize * width * (1 if layer.wiring == "parallel" else len(readers))
 
 
 def model_bytes(spec: ModelSpec, step: Step, recompute: bool = False) -> int:

@@ -24,11 +24,12 @@ from dougong.train.sft import load_for_chat, sft
 
 def _text() -> Pretrain:
     training = Training(
-        steps=360,
+        steps=400,
         optimizer=Optimizer("muon", rate=0.01, matrix_rate=0.02, weight_decay=0.1),
         schedule=Schedule("wsd", warmup=20, final=0.0, decay=0.4),
         checkpoint=50,
-        evaluate=180,
+        evaluate=200,
+        precision="auto",
     )
     model = Architecture(width=192, depth=4, heads=3, ffn=512)
     return Pretrain(tokenizer=TokenizerChoice(vocab=4096), model=model, training=training, batch=8, length=256)
@@ -36,11 +37,12 @@ def _text() -> Pretrain:
 
 def _chat() -> Sft:
     training = Training(
-        steps=700,
+        steps=900,
         optimizer=Optimizer("adamw", rate=2.5e-3, weight_decay=0.0),
         schedule=Schedule("linear", warmup=10, final=0.0),
         checkpoint=50,
-        evaluate=350,
+        evaluate=450,
+        precision="auto",
     )
     return Sft(data=ChatData(held_out=0.01), training=training, batch=4, length=256)
 

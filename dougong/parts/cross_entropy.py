@@ -7,7 +7,8 @@ chunk is still in the cache: memory falls from N x V to chunk x V, and the logit
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,15 @@ from dougong.parts.matmul import product
 from dougong.parts.shapes import Float, Int
 
 IGNORED = -100
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@torch.compiler.disable  # it chooses kernels and chunks by itself; the compiler takes what stands around it
+def _eager(function: Function) -> Function:
+    """Keep torch.compile out of a function that chooses kernels by itself; it takes what stands around it."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+
+
+@_eager
 def cross_entropy(
     hidden: Float[Tensor, "*N D"],
     head: Linear,

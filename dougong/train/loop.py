@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ from dougong.train.checkpoint import latest, read_facts, restore_checkpoint, sav
 from dougong.train.monitor import Monitor, Progress
 from dougong.train.objectives import Loss, causal_lm
 from dougong.train.optimizers import Optimizer
+from dougong.train.precision import choose_precision
 from dougong.train.ranks import Ranks
 from dougong.train.schedule import Schedule
 
@@ -43,7 +44,7 @@ class Training:
 
     steps        updates of the weights
     accumulate   micro-batches a batch is cut into, each forward and backward alone, to save memory
-    precision    float32, or bfloat16 products over float32 weights (autocast)
+    precision    float32; bfloat16 products over float32 weights (autocast); auto: the faster one on this machine
     recompute    drop the layers' activations and compute them again in the backward pass
     checkpoint   updates between checkpoints; 0: only when stopped
     evaluate     updates between evaluations; 0: none (a job measures its model at the end in any case)
@@ -53,7 +54,7 @@ class Training:
     accumulate: int = 1
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     compile: bool = False
     recompute: bool = False
     checkpoint: int = 200
@@ -124,6 +125,7 @@ def train(
         optimizers.restore(restore_checkpoint(found, model))
         facts = read_facts(found)
         start, state, seen = facts["step"], LoaderState(**facts["data"]), facts["tokens"]
+    training = replace(training, precision=choose_precision(training.precision, run, ranks))
     step_of = _Step(model, training, objective, ranks)
     monitor = Monitor(run, start, training.tensorboard) if ranks.first else None
     stream = batches(state, ranks)

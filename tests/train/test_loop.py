@@ -200,3 +200,16 @@ torch.save(jobs.weights(made), sys.argv[1] + "/w.pt")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], check=True, cwd=Path(__file__).parents[2])
     eager = jobs.trained(tmp_path / "e", jobs.training(4, checkpoint=0))
     near(torch.load(tmp_path / "c" / "w.pt"), jobs.weights(eager), 1e-4)
+
+
+def test_auto_precision_is_chosen_once_a_run(tmp_path, monkeypatch):
+    from dougong.train import precision
+
+    assert precision.faster_precision() in ("float32", "bfloat16")
+    answers = iter(["bfloat16", "float32"])
+    monkeypatch.setattr(precision, "faster_precision", lambda: next(answers))
+    first = jobs.trained(tmp_path / "a", jobs.training(4, checkpoint=2, precision="auto"))
+    told = jobs.trained(tmp_path / "b", jobs.training(4, checkpoint=2, precision="bfloat16"))
+    equal(jobs.weights(first), jobs.weights(told))
+    again = jobs.trained(tmp_path / "a", jobs.training(4, checkpoint=2, precision="auto"), resume=True)
+    equal(jobs.weights(again), jobs.weights(first))  # not asked anew: the second answer would have been float32

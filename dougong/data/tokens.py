@@ -98,6 +98,14 @@ class TokenStore:
         return store
 
 
+def document_end(tokenizer: Tokenizer) -> int | None:
+    """The id that ends a document: the tokenizer's eos, or its bos where that ends texts too.
+
+    A chat tokenizer's eos ends a turn (ChatML's <|im_end|>), and its bos (<|endoftext|>) is the border of documents.
+    """
+    return tokenizer.bos_id if tokenizer.bos_id in tokenizer.eos_ids else tokenizer.eos_id
+
+
 def encode_documents(
     tokenizer: Tokenizer,
     documents: Iterable[Document],
@@ -106,13 +114,13 @@ def encode_documents(
     batch: int = 64,
     progress: Progress | None = None,
 ) -> TokenStore:
-    """Encode documents in batches of `batch` texts and append `end_id` (default: the tokenizer's eos) to each.
+    """Encode documents in batches of `batch` texts and append `end_id` (default: `document_end`) to each.
 
     Text that looks like a special token is encoded as plain text. `progress(documents, bytes)` is called after each
     batch with the totals so far. Raises DougongError when there are no documents, the tokenizer has no end-of-text
     token, or an id lies outside its vocabulary.
     """
-    eos = tokenizer.eos_id if end_id is None else end_id
+    eos = document_end(tokenizer) if end_id is None else end_id
     if eos is None:
         raise DougongError(
             "the tokenizer has no end-of-text token (eos); documents need one to end with, or pass end_id"

@@ -49,14 +49,12 @@ def make_tokenizer(choice: TokenizerChoice, documents: list[Document]) -> Tokeni
 def make_tokens(tokenizer: Tokenizer, documents: list[Document], folder: Path) -> TokenStore:
     """Encode the documents into `folder`, once; later calls open what is there."""
     if not (folder / "tokens.json").is_file():
-        # A chat tokenizer's eos ends a turn. Where its bos is an end of text too, that is the border of documents.
-        end = tokenizer.bos_id if tokenizer.bos_id in tokenizer.eos_ids else tokenizer.eos_id
         with Progress(f"encode {folder.name}", len(documents)) as bar:
 
             def tell(done: int, size: int) -> None:
                 bar.update(done, f"{size / 1e6:.1f} MB")
 
-            encode_documents(tokenizer, documents, end_id=end, progress=tell).save(folder)
+            encode_documents(tokenizer, documents, progress=tell).save(folder)
     return TokenStore.load(folder)
 
 

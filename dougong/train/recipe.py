@@ -184,7 +184,7 @@ def open_run(recipe: Any, resume: bool) -> Path:
     """
     run: Path = recipe.run
     noted = run / "recipe.yaml"
-    if noted.is_file():
+    if noted.is_file() and any(path != noted for path in run.iterdir()):  # more than a start that failed at once
         if not resume:
             raise DougongError(f"{run} already holds a run; --resume goes on with it, --run names another folder")
         before = read_recipe(type(recipe), noted)

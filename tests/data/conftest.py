@@ -25,6 +25,10 @@ class ByteTokenizer:
     eos_id: int | None = 257
     pad_id = 258
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return () if self.eos_id is None else (self.eos_id,)
+
     def encode(self, text: str, *, bos: bool = False, specials: bool = False) -> list[int]:
         return ([256] if bos else []) + list(text.encode("utf-8"))
 

@@ -69,6 +69,11 @@ def test_documents_may_end_with_another_token_than_turns(tokenizer):
     store = encode_documents(tokenizer, [Document("z", "a")], end_id=256)
     assert store.ids.tolist() == [122, 256] and store.eos_id == store.start_id == 256
 
+    class Chatting(type(tokenizer)):
+        eos_ids = (257, 256)  # turns end with the first, texts with the second, which is also the bos
+
+    assert encode_documents(Chatting(), [Document("z", "a")]).ids.tolist() == [122, 256]
+
 
 def test_a_large_vocabulary_is_kept_in_32_bits(tokenizer):
     class Large(type(tokenizer)):

@@ -213,3 +213,18 @@ def test_auto_precision_is_chosen_once_a_run(tmp_path, monkeypatch):
     equal(jobs.weights(first), jobs.weights(told))
     again = jobs.trained(tmp_path / "a", jobs.training(4, checkpoint=2, precision="auto"), resume=True)
     equal(jobs.weights(again), jobs.weights(first))  # not asked anew: the second answer would have been float32
+
+
+def test_a_start_that_failed_at_once_does_not_block_its_folder(tmp_path):
+    from dougong.train.recipe import Pretrain, TextData, open_run
+
+    run = tmp_path / "run"
+    open_run(Pretrain(run=run, data=TextData(path=(Path("wrong.txt"),))), resume=False)
+    right = Pretrain(run=run, data=TextData(path=(Path("right.txt"),)))
+    open_run(right, resume=False)
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(DougongError, match="already holds a run"):
+        open_run(right, resume=False)
+    open_run(right, resume=True)
+    with pytest.raises(DougongError, match="seed was 0, now 1"):
+        open_run(Pretrain(run=run, data=TextData(path=(Path("right.txt"),)), seed=1), resume=True)

@@ -120,11 +120,12 @@ class _Fused(torch.autograd.Function):
             raise RuntimeError("the gradients of this cross-entropy were already used; run its forward pass again")
         d_hidden, d_weight, d_bias = ctx.grads
         ctx.grads = None
-        # These tensors are ours alone and used once: scale them in place.
-        if d_hidden is not None:
-            d_hidden.mul_(grad)
+        if grad.device.type != "cpu" or float(grad) != 1:  # on a CPU asking is free, and the answer is mostly 1
+            for each in (d_hidden, d_weight, d_bias):
+                if each is not None:
+                    each.mul_(grad)  # ours alone and used once
         if d_weight is not None:
-            d_weight = d_weight.mul_(grad).to(ctx.types[0])
+            d_weight = d_weight.to(ctx.types[0])
         if d_bias is not None:
-            d_bias = d_bias.mul_(grad).to(ctx.types[1])
+            d_bias = d_bias.to(ctx.types[1])
         return d_hidden, d_weight, d_bias, None, None

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "numpy", "transformers", "tokenizers", "yaml", "rich")
-# /home/..., /root/..., /Users/... and workplace folders: paths of one machine. An address on the web is none.
-MACHINE_PATH = re.compile(r"""(?<![\w.:/~$}<-])/(?:home|root|work|Users|tmp/bash_jobs)/[\w.-]+""")
+# Absolute paths of one machine, such as a home folder. An address on the web is none.
+MACHINE_PATH = re.compile(r"""(?<![\w.:/~$}<-])/(?:home|root|work|Users|tmp)/[\w.-]+""")
 
 
 def _files() -> list[Path]:

@@ -18,7 +18,7 @@ from dougong.evals.skills import answer, unseen_problems
 from dougong.train import Optimizer, Schedule, Stopped, Training
 from dougong.train.monitor import Progress
 from dougong.train.pretrain import collect, pretrain
-from dougong.train.recipe import Architecture, ChatData, Pretrain, Sft, TokenizerChoice, open_run
+from dougong.train.recipe import Architecture, ChatData, Pretrain, Sft, TokenizerChoice, at_least, open_run
 from dougong.train.sft import load_for_chat, sft
 
 
@@ -68,9 +68,7 @@ class Demo:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("problems", "unseen"):
-            if getattr(self, name) < 1:
-                raise DougongError(f"{name} is {getattr(self, name)}; expected at least 1")
+        at_least(self, problems=1, unseen=1)
         reach = max(self.text.model.context, self.text.length)
         if self.chat.length > reach:
             raise DougongError(f"chat.length is {self.chat.length}, but the model is made for {reach} tokens; lower it")

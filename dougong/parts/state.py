@@ -132,12 +132,6 @@ class Cache:
         """End a step: row b now holds `counts[b]` more tokens."""
         self.lengths += counts
 
-    def select(self, rows: Int[Tensor, " R"]) -> None:
-        """Keep the rows named, in that order (finished sequences leave; beams are copied)."""
-        self.lengths = self.lengths[rows]
-        for layer in self.layers:
-            layer.tensors = {name: tensor[rows] for name, tensor in layer.tensors.items()}
-
     def bytes(self) -> int:
         """Memory held by the buffers."""
         return sum(tensor.numel() * tensor.element_size() for layer in self.layers for tensor in layer.tensors.values())

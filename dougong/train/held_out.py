@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from dougong.base import DougongError
 from dougong.data.batch import IGNORED
+from dougong.data.bits import bits_per_byte
 from dougong.data.stream import evaluation_batches
 from dougong.data.tokens import TokenStore
 from dougong.model import Model
@@ -31,4 +30,4 @@ def held_out_bits(model: Model, store: TokenStore, length: int, overlap: int = 0
         hidden, targets = hidden[kept], rows.targets[kept]
         for part, target in zip(hidden.split(512), targets.split(512), strict=True):
             nats += float(F.cross_entropy(model.head(part).float(), target, reduction="sum"))
-    return nats / math.log(2) / store.bytes
+    return bits_per_byte(nats, store.bytes)

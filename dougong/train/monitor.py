@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,11 +97,3 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-
-
-def counted(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
-    """Yield the items under a progress bar."""
-    with Progress(label, total) as progress:
-        for index, item in enumerate(items, 1):
-            yield item
-            progress.update(index)

@@ -54,7 +54,7 @@ class Architecture:
     context: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, width=1, depth=1, heads=1, kv_heads=0, ffn=0, context=0)
+        at_least(self, width=1, depth=1, heads=1, kv_heads=0, ffn=0, context=0)
         self.spec(vocab=1, length=1)  # refuses what does not fit together, before any work
 
     def spec(self, vocab: int, length: int) -> ModelSpec:
@@ -98,7 +98,7 @@ class Pretrain:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, batch=1, length=2)
+        at_least(self, batch=1, length=2)
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,13 @@ class Sft:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, batch=1, length=2)
+        at_least(self, batch=1, length=2)
         if self.epochs < 0:
             raise DougongError(f"epochs is {self.epochs}; expected 0 or more")
 
 
-def _at_least(recipe: Any, **least: int) -> None:
+def at_least(recipe: Any, **least: int) -> None:
+    """Raise DougongError for the first of the named settings that is below its least value."""
     for name, value in least.items():
         if getattr(recipe, name) < value:
             raise DougongError(f"{name} is {getattr(recipe, name)}; expected at least {value}")

@@ -67,13 +67,11 @@ def attend(
         k, v = _expand(k, group), _expand(v, group)
     causal = bias is None and ctx.causal and q.shape[2] > 1
     if _blocks_pay(q, k, v, ctx):
-        # In lower precision too the scores and their softmax are float32, as in SDPA's own kernel.
-        bias = None if bias is None else bias.float()
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         with torch.autocast("cpu", enabled=False):
-            out = _Blocks.apply(q.float(), k.float(), v.float(), bias, scale)
+            out = _Blocks.apply(q, k, v, None if bias is None else bias.float(), scale)
         assert isinstance(out, Tensor)
-        return out.to(q.dtype)
+        return out
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
 
 
@@ -85,7 +83,7 @@ def _blocks_pay(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> bool:
         and torch.is_grad_enabled()
         and ctx.causal
         and ctx.key_positions is None
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() and q.dtype == torch.float32)  # there the compiler gains as much
         and size == v.shape[-1] >= 48
         and 64 <= tokens == k.shape[2]
         and 4 * batch * heads * tokens * tokens <= _WEIGHT_BYTES
@@ -98,24 +96,26 @@ _BLOCK = 128
 
 class _Blocks(torch.autograd.Function):
     """Causal attention in blocks of queries, each against the keys up to its end; the weights are kept for the backward
-    pass. Nearly half of the products fall away, and those left are large: on a CPU 20 to 30% faster than SDPA's kernel,
-    which recomputes the weights in small tiles."""
+    pass. Nearly half of the products fall away, and those left are large: on a CPU faster than SDPA's kernel, which
+    recomputes the weights in small tiles (docs/log.md has the times). Scores and softmax are float32 in lower precision
+    too; the weights, and the gradient of the scores, are then rounded for the products that follow, as SDPA does."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         batch, heads, tokens, size = q.shape
         q, k, v = (x.reshape(batch * heads, tokens, size) for x in (q, k, v))
+        queries, keys = q.float(), k.float()
         out = q.new_empty(batch, tokens, heads, size)  # the layout that the output projection reads
         kept = []
         future = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool).triu_(1)
         for start in range(0, tokens, _BLOCK):
             end = min(start + _BLOCK, tokens)
-            scores = torch.baddbmm(q.new_empty(()), q[:, start:end], k[:, :end].mT, beta=0, alpha=scale)
+            scores = torch.baddbmm(queries.new_empty(()), queries[:, start:end], keys[:, :end].mT, beta=0, alpha=scale)
             if bias is None:
                 scores[:, :, start:].masked_fill_(future[: end - start, : end - start], -math.inf)
             else:
                 scores.view(batch, heads, end - start, end).add_(bias[:, :, start:end, :end])
-            weights = scores.softmax(-1)
+            weights = scores.softmax(-1).to(q.dtype)
             kept.append(weights)
             out[:, start:end] = (weights @ v[:, :end]).view(batch, heads, end - start, size).transpose(1, 2)
         ctx.save_for_backward(q, k, v, *kept)
@@ -126,18 +126,28 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *kept = ctx.saved_tensors
         batch, heads, tokens, size = ctx.shape
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        # Keys and values gather from several blocks: in float32, whatever the products are in.
+        dq = torch.empty_like(q)
+        dk, dv = torch.zeros(k.shape, dtype=torch.float32), torch.zeros(v.shape, dtype=torch.float32)
         for block, weights in enumerate(kept):
             start = block * _BLOCK
             end = start + weights.shape[1]
             grad = grads[0][:, :, start:end].reshape(batch * heads, end - start, size)
-            dv[:, :end].baddbmm_(weights.mT, grad)
+            _add_product(dv[:, :end], weights.mT, grad, 1.0)
             # dS = P (dP - sum_j P dP), the softmax's own gradient, in one kernel.
-            inner = torch.ops.aten._softmax_backward_data.default(grad @ v[:, :end].mT, weights, -1, torch.float32)
-            torch.baddbmm(dq[:, start:end], inner, k[:, :end], beta=0, alpha=ctx.scale, out=dq[:, start:end])
-            dk[:, :end].baddbmm_(inner.mT, q[:, start:end], alpha=ctx.scale)
+            inner = torch.ops.aten._softmax_backward_data.default(grad @ v[:, :end].mT, weights, -1, q.dtype)
+            dq[:, start:end] = torch.baddbmm(dq.new_empty(()), inner, k[:, :end], beta=0, alpha=ctx.scale)
+            _add_product(dk[:, :end], inner.mT, q[:, start:end], ctx.scale)
         shape = (batch, heads, tokens, size)
-        return dq.view(shape), dk.view(shape), dv.view(shape), None, None
+        return dq.view(shape), dk.to(k.dtype).view(shape), dv.to(v.dtype).view(shape), None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float) -> None:
+    """total += factor a b, the products in the type of a and b, the sum in the total's."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b, alpha=factor)
+    else:
+        total.add_(a @ b, alpha=factor)
 
 
 def _expand(x: Float[Tensor, "B K S d"], group: int) -> Float[Tensor, "B H S d"]:

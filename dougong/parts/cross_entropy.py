@@ -7,8 +7,7 @@ chunk is still in the cache: memory falls from N x V to chunk x V, and the logit
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +19,8 @@ from dougong.parts.matmul import product
 from dougong.parts.shapes import Float, Int
 
 IGNORED = -100
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _eager(function: Function) -> Function:
-    """Keep torch.compile out of a function that chooses kernels by itself; it takes what stands around it."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
-
-
-@_eager
 def cross_entropy(
     hidden: Float[Tensor, "*N D"],
     head: Linear,
@@ -42,9 +34,12 @@ def cross_entropy(
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.reshape(-1).float()
-    kept = (targets != IGNORED).nonzero().squeeze(-1)
-    if len(kept) < len(targets):  # places without loss never reach the head
-        hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
+    if torch.compiler.is_compiling():  # a graph has fixed shapes: places without loss stay, with weight 0
+        weights, targets = weights * (targets != IGNORED), targets.clamp(min=0)
+    else:
+        kept = (targets != IGNORED).nonzero().squeeze(-1)
+        if len(kept) < len(targets):  # places without loss never reach the head
+            hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
     plain = isinstance(head.storage, Dense) and not head.adapters and head.placement is None
     if plain and isinstance(head.storage, Dense):
         total = _Fused.apply(hidden, head.storage.weight, head.bias, targets, weights)
@@ -86,7 +81,7 @@ class _Fused(torch.autograd.Function):
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
         d_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if need_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        weighted = not bool((weights == 1).all())
+        weighted = torch.compiler.is_compiling() or not bool((weights == 1).all())
         with torch.autocast(device, enabled=False):
             for rows in _chunks(len(targets), weight.shape[0]):
                 scores = product(hidden_low[rows], weight_low, bias_low).float()
@@ -95,8 +90,13 @@ class _Fused(torch.autograd.Function):
                 total -= (scores.gather(1, target) * factor).sum()
                 if not (need_hidden or need_weight or need_bias):
                     continue
-                grad = scores.exp_()  # softmax - one-hot, times the place's weight
-                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
+                # softmax - one-hot, times the place's weight
+                if torch.compiler.is_compiling():  # as a comparison it fuses with what stands around it
+                    columns = torch.arange(scores.shape[1], device=scores.device)
+                    grad = scores.exp() - (columns == target).float()
+                else:
+                    grad = scores.exp_()
+                    grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
                 if weighted:
                     grad.mul_(factor)
                 if d_bias is not None:
@@ -120,7 +120,9 @@ class _Fused(torch.autograd.Function):
             raise RuntimeError("the gradients of this cross-entropy were already used; run its forward pass again")
         d_hidden, d_weight, d_bias = ctx.grads
         ctx.grads = None
-        if grad.device.type != "cpu" or float(grad) != 1:  # on a CPU asking is free, and the answer is mostly 1
+        if (
+            torch.compiler.is_compiling() or grad.device.type != "cpu" or float(grad) != 1
+        ):  # on a CPU asking is free, and the answer is mostly 1
             for each in (d_hidden, d_weight, d_bias):
                 if each is not None:
                     each.mul_(grad)  # ours alone and used once

@@ -7,7 +7,6 @@ the weight, for which oneDNN would have to turn both operands around, stays with
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,25 +19,52 @@ from dougong.parts.shapes import Float
 _WORTH = 1 << 22
 
 
-@cache
-def _onednn() -> Any:
-    """oneDNN's linear operator, or None where this build of PyTorch or this CPU has none."""
+def _linear_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _probe() -> bool:
+    """Whether this build of PyTorch has oneDNN's linear operator and this CPU is one of those it is faster on."""
     if not torch.backends.mkldnn.is_available() or "avx512" not in torch.backends.cpu.get_cpu_capability().lower():
-        return None
+        return False
     try:
-        operator = torch.ops.mkldnn._linear_pointwise
-        operator(torch.zeros(2, 4), torch.zeros(3, 4), None, "none", [], "")
+        _linear_pointwise(torch.zeros(2, 4), torch.zeros(3, 4), None)
     except (AttributeError, RuntimeError):
-        return None
-    return operator
+        return False
+    return True
+
+
+_ONEDNN = _probe()
+
+
+_SCHEMA = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+
+
+@torch.library.custom_op("dougong::linear", mutates_args=(), device_types="cpu", schema=_SCHEMA)
+def _compiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator as torch.compile sees it: a whole, not to be replaced by a kernel of its own choice."""
+    return _linear_pointwise(x, weight, bias)
+
+
+@_compiled_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 def product(x: Float[Tensor, "N i"], weight: Float[Tensor, "o i"], bias: Tensor | None = None) -> Float[Tensor, "N o"]:
     """x W^T + b without a gradient; the kernel is chosen by size, type and device."""
-    operator = _onednn() if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 else None
-    if operator is None or x.shape[0] * weight.numel() < _WORTH:
+    if not _worth(x.shape[0], x, weight):
         return F.linear(x, weight, bias)
-    return operator(x, weight, bias, "none", [], "")
+    return (_compiled_linear if torch.compiler.is_compiling() else _linear_pointwise)(x, weight, bias)
+
+
+def _worth(rows: int, x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and rows * weight.numel() >= _WORTH
+        and _ONEDNN
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -65,14 +91,7 @@ class _Linear(torch.autograd.Function):
 def linear(x: Float[Tensor, "*N i"], weight: Float[Tensor, "o i"], bias: Tensor | None = None) -> Float[Tensor, "*N o"]:
     """x W^T + b with gradients. Equal to `torch.nn.functional.linear` up to the order of the additions."""
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    if (
-        rows * weight.numel() < _WORTH
-        or x.device.type != "cpu"
-        or not x.dtype == weight.dtype == torch.float32
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or _onednn() is None
-    ):
+    if torch.is_autocast_enabled("cpu") or not _worth(rows, x, weight):
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
     y = _Linear.apply(flat, weight, bias) if torch.is_grad_enabled() else product(flat, weight, bias)

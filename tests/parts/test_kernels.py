@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,6 +128,54 @@ def test_blocks_are_what_trains_on_a_cpu(monkeypatch):
     q = torch.randn(1, 2, 130, 64, requires_grad=True)
     attend(q, q, q, Context.of(torch.zeros(1, 130, dtype=torch.int64)))
     assert called
+
+
+@pytest.mark.parametrize("kind", ["causal", "packed"])
+def test_blocks_in_bfloat16_err_no_more_than_sdpa(kind):
+    """Against float64: the rounding of what goes into the products, and no more than SDPA's own kernel makes of it."""
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 4, 200, 64, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    low = [x.detach().bfloat16().requires_grad_() for x in exact]
+    ctx = contexts(2, 200)[kind]
+    mask = ctx.bias(None, torch.bfloat16)
+    truth = F.scaled_dot_product_attention(*exact, attn_mask=ctx.bias(None, torch.float64), is_causal=mask is None)
+    theirs = F.scaled_dot_product_attention(*low, attn_mask=mask, is_causal=mask is None)
+    mine = attend(*low, ctx)
+    assert mine.dtype == torch.bfloat16
+    for a, b, c in zip(
+        (mine, *gradients(mine, low)), (theirs, *gradients(theirs, low)), (truth, *gradients(truth, exact)), strict=True
+    ):
+        assert (a.double() - c).norm() <= 1.5 * (b.double() - c).norm()
+
+
+COMPILED = """
+import sys, torch
+from dougong.parts.cross_entropy import cross_entropy
+from dougong.parts.linear import Linear
+kind = getattr(torch, sys.argv[1])
+torch.manual_seed(0)
+head = Linear(32, 300, True).to(kind)
+for parameter in head.parameters():
+    torch.nn.init.normal_(parameter)
+hidden = torch.randn(2, 150, 32, dtype=kind, requires_grad=True)
+targets = torch.randint(0, 300, (2, 150)).masked_fill(torch.rand(2, 150) < 0.3, -100)
+weights = torch.rand(2, 150)
+inputs = (hidden, *head.parameters())
+rows = []
+for function in (cross_entropy, torch.compile(cross_entropy, fullgraph=True)):
+    total, weight = function(hidden, head, targets, weights)
+    rows.append([total, weight, *torch.autograd.grad(total * 2, inputs)])
+for eager, compiled in zip(*rows):
+    error = (eager.double() - compiled.double()).norm() / eager.double().norm()
+    assert error <= (1e-5 if kind == torch.float32 else 1e-2), error
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_cross_entropy_in_a_compiled_graph_is_the_same(kind):
+    """In a process of its own: a compiler cannot look through the checks of shapes that stand around all functions."""
+    subprocess.run([sys.executable, "-c", COMPILED, kind], check=True)
 
 
 @given(st.integers(1, 70), st.integers(2, 40), st.floats(0, 1), st.booleans(), st.booleans())

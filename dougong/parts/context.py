@@ -29,6 +29,8 @@ class Context:
     documents       (B, T) int64: tokens see each other only within one document; None when a row is one document
     causal          queries see no later position
     lengths         (B) tokens that each row's text has with these; None: its last position says so
+    counts          (B) how many of the T tokens are real in a step with a state, where padding stands at the end of a
+                    row; None: all of them. A recurrence must not take padding into its state.
     """
 
     positions: Int[Tensor, "#B T"]
@@ -36,6 +38,7 @@ class Context:
     documents: Int[Tensor, "B T"] | None = None
     causal: bool = True
     lengths: Int[Tensor, " B"] | None = None
+    counts: Int[Tensor, " B"] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -70,6 +73,12 @@ class Context:
     def simple(self) -> bool:
         """Every row is one document from position 0 whose keys are its own tokens: plain causal or full attention."""
         return self.key_positions is None and self.documents is None
+
+    def real(self) -> Bool[Tensor, "B T"] | None:
+        """Which tokens of a step with a state are no padding; None: all of them."""
+        if self.counts is None:
+            return None
+        return torch.arange(self.positions.shape[1], device=self.counts.device) < self.counts[:, None]
 
     def text_lengths(self) -> Int[Tensor, "#B #T"]:
         """Tokens of the text that each token belongs to: its document where a row has several, else its row."""

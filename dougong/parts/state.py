@@ -124,9 +124,9 @@ class Cache:
         positions = self.lengths[:, None] + steps if self.aligned is None else (self.aligned + steps)[None]
         lengths = self.lengths + (new if counts is None else counts)
         if self.aligned == 0:
-            return Context(positions=positions, lengths=lengths)  # the keys are the new tokens alone
+            return Context(positions=positions, lengths=lengths, counts=counts)  # the keys are the new tokens alone
         keys = torch.arange(self.total, device=tokens.device)[None]
-        return Context(positions=positions, key_positions=keys, lengths=lengths)
+        return Context(positions=positions, key_positions=keys, lengths=lengths, counts=counts)
 
     def advance(self, counts: Int[Tensor, " B"] | int) -> None:
         """End a step: row b now holds `counts[b]` more tokens."""

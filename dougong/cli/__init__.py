@@ -32,6 +32,8 @@ COMMANDS: dict[str, Command] = {
     "chat": Command("talk to a model in the terminal", "dougong.cli.chat"),
     "eval": Command("measure a model", "dougong.cli.evaluate"),
     "plan": Command("parameters, memory, time and energy of a model before it is built", "dougong.cli.plan"),
+    "lab": Command("experiments that measure what textbooks claim", "dougong.cli.lab"),
+    "diff": Command("the first block where two models part", "dougong.cli.diff"),
     "show": Command("what is in a model folder or a run folder", "dougong.cli.show"),
 }
 

@@ -46,6 +46,8 @@ def gather(model: Model, parts: Sequence[tuple[Cache, Sequence[int]]], capacity:
         joined.lengths[span] = lengths
         for layer, slots, old in zip(joined.layers, model.spec.state_slots(), cache.layers, strict=True):
             for name, slot in slots.items():
+                if slot.per_source:
+                    continue  # made anew from the joined source
                 if slot.per_token:
                     layer.tensors[name][span, :, :longest] = old.tensors[name][chosen, :, :longest]
                 else:
@@ -82,7 +84,7 @@ def prefill(model: Model, requests: Sequence[Request], budget: int) -> tuple[Cac
             last = hidden.new_empty(len(requests), hidden.shape[-1])
         last[here] = hidden[here, final[here]]
     assert last is not None
-    return cache, model.head(last)
+    return cache, model.logits(last)
 
 
 @torch.inference_mode()
@@ -91,4 +93,4 @@ def decode(model: Model, requests: Sequence[Request], cache: Cache) -> Float[tor
     tokens = torch.tensor([[request.last] for request in requests], device=cache.lengths.device)
     hidden = model.run(tokens, cache.context(tokens), cache).hidden
     cache.advance(1)
-    return model.head(hidden[:, -1])
+    return model.logits(hidden[:, -1])

@@ -46,7 +46,7 @@ def _chosen(model: Model, hidden: torch.Tensor, tokens: torch.Tensor) -> list[fl
     rows = max(1, _LOGITS // model.spec.vocab)
     found: list[float] = []
     for start in range(0, len(tokens), rows):
-        logits = model.head(hidden[start : start + rows]).float()
+        logits = model.logits(hidden[start : start + rows]).float()
         chosen = logits.gather(-1, tokens[start : start + rows, None])[:, 0]
         found += (chosen - logits.logsumexp(-1)).tolist()
     return found

@@ -33,4 +33,4 @@ def attention_map(model: Model, ids: list[int], layer: int) -> Float[Tensor, "H 
         hook.remove()
     x, ctx = seen[0][:2]
     q, k, _ = mixer.project(x, ctx)
-    return weights(q, k, ctx, mixer.spec.window, mixer.spec.scale)[0].cpu()
+    return weights(q, k, ctx, mixer.spec.scoring(), mixer.bias(ctx), mixer.sinks)[0].cpu()

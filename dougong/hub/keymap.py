@@ -8,29 +8,32 @@ side is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dougong.base import DougongError
 from dougong.hub.formats.source import Weights
+from dougong.hub.layouts import Concat, Layout, Shape
 
-LAYER = "{i}"
-Shape = tuple[int, ...]
+LAYER, EXPERT = "{i}", "{e}"
+CONCAT = Concat()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`foreign` is the concatenation of `own` along their first dimension, transposed where `transpose` says so.
+    """`foreign` holds `own` in the given layout, its last two dimensions transposed where `transpose` says so.
 
-    "{i}" in the names stands for the number of the layer. A rule whose own weights the model lacks (a bias of a model
-    without biases) says nothing.
+    "{i}" in the names stands for the number of the layer. With "{e}" in `foreign` there is such a tensor for each
+    expert, and `own` are stacks of them, (E, ...). A rule whose own weights the model lacks (a bias of a model without
+    biases) says nothing.
     """
 
     foreign: str
     own: tuple[str, ...]
     transpose: bool = False
+    layout: Layout = CONCAT
 
 
 @dataclass(frozen=True)
@@ -40,39 +43,47 @@ class KeyMap:
     prefix     leading part of the names that files of the model without its head leave out
     constants  names of tensors that hold no weights (masks, tables of angles) in files of old versions
     tied       (head, embedding) in foreign names: a tied file may carry the head, equal to the embedding
+    copies     more such pairs (copy, original): tensors that a file may hold twice
+    spellings  (other, ours): parts of names that files may spell in another way; ours is written
+    derived    tensors that hold no weights but must stand in a file, by their whole names: written, not read
     """
 
     rules: tuple[Rule, ...]
     prefix: str
     constants: tuple[str, ...]
     tied: tuple[str, str]
+    copies: tuple[tuple[str, str], ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
+    derived: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A rule for one layer of one model: the foreign tensor, its own pieces and their shapes."""
+    """A rule for one layer (and one expert) of one model: the foreign tensor, its own pieces and their shapes."""
 
     foreign: str
     own: tuple[str, ...]
     shapes: tuple[Shape, ...]
     transpose: bool
+    layout: Layout = CONCAT
+    expert: int | None = None  # the pieces are this entry of the own weights
 
     @property
     def shape(self) -> Shape:
         """Shape of the foreign tensor."""
-        whole = (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
-        return whole[::-1] if self.transpose else whole
+        whole = self.layout.shape(self.shapes)
+        return (*whole[:-2], whole[-1], whole[-2]) if self.transpose else whole
 
     def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The own weights in a foreign tensor, as views."""
-        whole = tensor.t() if self.transpose else tensor
-        yield from zip(self.own, whole.split([shape[0] for shape in self.shapes]), strict=True)
+        """The own weights in a foreign tensor, as views where the layout allows."""
+        whole = tensor.mT if self.transpose else tensor
+        yield from zip(self.own, self.layout.split(whole, self.shapes), strict=True)
 
     def join(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The foreign tensor made of own weights."""
         parts = [weights[name].detach() for name in self.own]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return (whole.t() if self.transpose else whole).contiguous()
+        whole = self.layout.join(parts if self.expert is None else [part[self.expert] for part in parts])
+        return (whole.mT if self.transpose else whole).contiguous()
 
 
 def some(names: Iterable[str], count: int = 4) -> str:
@@ -98,7 +109,15 @@ def rows(keys: KeyMap, shapes: Mapping[str, Shape], depth: int, family: str) -> 
                 missing = [name for name in own if name not in shapes]
                 raise DougongError(f"{family} keeps {some(own)} in one tensor, but the model has no {some(missing)}")
             foreign = rule.foreign.replace(LAYER, str(index))
-            out.append(Row(foreign, own, tuple(shapes[name] for name in own), rule.transpose))
+            whole = tuple(shapes[name] for name in own)
+            if EXPERT not in foreign:
+                out.append(Row(foreign, own, whole, rule.transpose, rule.layout))
+                continue
+            parts = tuple(shape[1:] for shape in whole)
+            out += [
+                Row(foreign.replace(EXPERT, str(expert)), own, parts, rule.transpose, rule.layout, expert)
+                for expert in range(whole[0][0])
+            ]
     placed = {name for row in out for name in row.own}
     if homeless := [name for name in shapes if name not in placed]:
         raise DougongError(
@@ -107,22 +126,38 @@ def rows(keys: KeyMap, shapes: Mapping[str, Shape], depth: int, family: str) -> 
     return out
 
 
-def read(keys: KeyMap, spelled: list[Row], weights: Weights, family: str, put: Callable[[str, Tensor], None]) -> None:
-    """Hand every own weight in `weights` to `put(name, tensor)`, one foreign tensor after another as the file has them.
+def read(
+    keys: KeyMap,
+    spelled: list[Row],
+    weights: Weights,
+    family: str,
+    put: Callable[[str, Tensor, int | None], None],
+) -> None:
+    """Hand every own weight in `weights` to `put(name, tensor, expert)`, one foreign tensor after another as the file
+    has them; with an expert's number, the tensor is that entry of the weight.
 
     Raises DougongError, before any tensor is read, for missing tensors, left over tensors and wrong shapes.
     """
-    found = weights.shapes
-    bare = not any(name.startswith(keys.prefix) for name in found)
+    bare = not any(name.startswith(keys.prefix) for name in weights.shapes)
 
     def here(name: str) -> str:
         """The name as this file spells it."""
         return name.removeprefix(keys.prefix) if bare else name
 
     by_name = {here(row.foreign): row for row in spelled}
-    head, embedding = here(keys.tied[0]), here(keys.tied[1])
-    constants = {here(name) for name in keys.constants}
-    extra = [name for name in found if name not in by_name and name != head and _pattern(name) not in constants]
+
+    def ours(name: str) -> str:
+        """The name as our rules spell it."""
+        if name in by_name:
+            return name
+        return next((new for other, own in keys.spellings if (new := name.replace(other, own)) in by_name), name)
+
+    stored = {ours(name): name for name in weights.shapes}
+    found = {name: weights.shapes[spelling] for name, spelling in stored.items()}
+    copies = {here(copy): here(original) for copy, original in (keys.tied, *keys.copies)}
+    copies = {copy: original for copy, original in copies.items() if copy in found and copy not in by_name}
+    known = {here(name) for name in (*keys.constants, *keys.derived)}.union(by_name, copies)
+    extra = [name for name in found if name not in known and _pattern(name) not in known]
     if missing := [name for name in by_name if name not in found]:
         also = f"; it also holds {some(extra)}, unknown to this config" if extra else ""
         raise DougongError(f"{weights.where} lacks {len(missing)} of the tensors of {family}: {some(missing)}{also}")
@@ -133,21 +168,21 @@ def read(keys: KeyMap, spelled: list[Row], weights: Weights, family: str, put: C
     for name, row in by_name.items():
         if found[name] != row.shape:
             raise DougongError(f"{weights.where}: {name} is {found[name]}; its config calls for {row.shape}")
-    tied = head in found and head not in by_name
-    if tied and not torch.equal(weights.read(head), weights.read(embedding)):
-        raise DougongError(
-            f"{weights.where}: {head} differs from {embedding}, but the config says that they are tied; "
-            "set tie_word_embeddings to false in config.json to keep both"
-        )
+    for copy, original in copies.items():
+        if not torch.equal(weights.read(copy), weights.read(original)):
+            raise DougongError(
+                f"{weights.where}: {copy} differs from {original}, but the config says that they are tied; "
+                "set tie_word_embeddings to false in config.json to keep both"
+            )
     for name in found:
         if name in by_name:
-            tensor = weights.read(name)
+            tensor = weights.read(stored[name])
             if not tensor.is_floating_point():
                 raise DougongError(
                     f"{weights.where}: {name} is {tensor.dtype}; quantised files come with a later version"
                 )
             for own, piece in by_name[name].split(tensor):
-                put(own, piece)
+                put(own, piece, by_name[name].expert)
 
 
 def _pattern(name: str) -> str:

@@ -11,9 +11,17 @@ from torch import Tensor, nn
 
 from dougong.base import DougongError, read_json
 from dougong.hub.download import download, is_hub_id, missing
-from dougong.hub.families import family_named
+from dougong.hub.families import FAMILIES, Family, family_named
+from dougong.hub.formats.float8 import Float8, Float8Weights, understand
+from dougong.hub.formats.gguf import MAGIC as GGUF
+from dougong.hub.formats.gguf import GgufWeights, open_gguf
 from dougong.hub.formats.llama2c import Header, Llama2cWeights, read_header
+from dougong.hub.formats.rwkv_cpp import MAGIC as RWKV_CPP
+from dougong.hub.formats.rwkv_cpp import open_rwkv_cpp
 from dougong.hub.formats.source import Weights, open_weights
+from dougong.hub.gguf import keys as gguf_keys
+from dougong.hub.gguf import read_config
+from dougong.hub.gguf_tokenizer import read_ids, read_tokenizer
 from dougong.hub.keymap import KeyMap, Row, Shape, read, rows
 from dougong.hub.language_model import LanguageModel
 from dougong.model import LayerSpec, Model, ModelSpec
@@ -21,7 +29,7 @@ from dougong.parts.attention import Attention
 from dougong.parts.embedding import Head
 from dougong.parts.feedforward import GatedMLP
 from dougong.parts.norm import Norm
-from dougong.parts.position import Rope
+from dougong.parts.rope import Rope
 
 if TYPE_CHECKING:
     from dougong.tokenizer import Tokenizer
@@ -39,9 +47,10 @@ def load(
 ) -> LanguageModel:
     """Open a model.
 
-    path      a folder in Hugging Face layout; a run folder (its `model/` is opened); a llama2.c checkpoint (.bin); or
-              an id on the Hugging Face hub, such as "Qwen/Qwen3-0.6B"
-    dtype     of the weights; None keeps what the file has (float32 for llama2.c)
+    path      a folder in Hugging Face layout; a run folder (its `model/` is opened); a GGUF file; a llama2.c or
+              rwkv.cpp checkpoint (.bin); or an id on the Hugging Face hub, such as "Qwen/Qwen3-0.6B"
+    dtype     of the weights; None keeps what the file has (float32 for llama2.c). Quantised ones are multiplied out:
+              None makes 8-bit floats what config.json says or bfloat16, and GGUF's block types float32
     device    where they go; None is the CPU
 
     The module is built without memory for its weights, which are then copied from the file tensor by tensor: at no
@@ -57,11 +66,11 @@ def load(
     if not name or not place.exists():
         place = download(name) if is_hub_id(name) else missing(name)
     if place.is_dir():
-        named = place / f"{place.name}.bin"  # a folder of llama2.c files, such as stories260K/stories260K.bin
-        if (place / "config.json").is_file() or not named.is_file():
+        only = _only_file(place)
+        if only is None:
             return _load_folder(_model_folder(place), kind, where)
-        place = named
-    return _load_llama2c(place, kind, where)
+        place = only
+    return _load_file(place, kind, where)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -81,6 +90,19 @@ def _device(device: torch.device | str | None) -> torch.device:
         raise DougongError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def _only_file(folder: Path) -> Path | None:
+    """The checkpoint that is a whole model by itself, in a folder that is not in Hugging Face layout."""
+    if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
+        return None
+    named = folder / f"{folder.name}.bin"  # a folder of llama2.c files, such as stories260K/stories260K.bin
+    if named.is_file():
+        return named
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1 and not all("-of-" in file.name for file in files):
+        raise DougongError(f"{folder} holds {len(files)} GGUF files; give the path of one, such as {files[0]}")
+    return files[0] if files else None
+
+
 def _model_folder(folder: Path) -> Path:
     """The folder with config.json: this one, or `model/` in a run folder."""
     for place in (folder, folder / "model"):
@@ -94,7 +116,8 @@ def _model_folder(folder: Path) -> Path:
 def _load_folder(folder: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
     config = _json_object(folder / "config.json")
     name = config.get("model_type")
-    family = family_named(name, str(folder / "config.json"))
+    family = _family(config, str(folder / "config.json"))
+    layout = _float8_layout(config, f"config.json of {name}")
     spec = family.from_config(config)
     generation = folder / "generation_config.json"
     defaults = _json_object(generation) if generation.is_file() else {}
@@ -102,10 +125,32 @@ def _load_folder(folder: Path, dtype: torch.dtype | None, device: torch.device) 
     tokenizer = _tokenizer(folder) if has_tokenizer else None
     lm = LanguageModel(_empty(spec), tokenizer, str(name), config, defaults)
     lm.check_tokenizer()
-    with open_weights(folder) as weights:
-        spelled = rows(family.keys(spec), _shapes(lm.model), len(spec.layers), str(name))
+    with open_weights(folder) as stored:
+        weights = stored if layout is None else Float8Weights(stored, layout)
+        if stored.float8:
+            said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+            dtype = dtype or DTYPES.get(said, torch.bfloat16)
+        spelled = rows(family.keys(spec), _shapes(lm.model), spec.depth, str(name))
         _fill(lm.model, family.keys(spec), spelled, weights, str(name), dtype, device)
     return lm
+
+
+def _family(config: dict[str, Any], where: str) -> Family:
+    name, inner = config.get("model_type"), config.get("text_config")
+    if name not in FAMILIES and isinstance(inner, dict):
+        raise DougongError(
+            f"{where}: model_type {name!r} is not supported: it wraps a text model, {inner.get('model_type')!r} in "
+            "text_config, and more around it; load a checkpoint of the text model alone"
+        )
+    return family_named(name, where)
+
+
+def _float8_layout(config: dict[str, Any], where: str) -> Float8 | None:
+    """Take the quantization_config out of `config` where it says how 8-bit floats are kept; refuse any other."""
+    given = config.get("quantization_config")
+    layout = understand(given, where) if given else None
+    config.pop("quantization_config", None)
+    return layout
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -143,22 +188,53 @@ def _fill(
     """Give an empty model its weights, each a copy of its own in the type and place asked for."""
     real = {name.replace(".storage.", "."): name for name, _ in model.named_parameters()}
 
-    def put(name: str, tensor: Tensor) -> None:
+    def put(name: str, tensor: Tensor, expert: int | None) -> None:
         parent, _, leaf = real[name].rpartition(".")
+        module = model.get_submodule(parent)
+        if expert is not None:  # one entry of a stack, which is made when its first entry comes
+            stack = getattr(module, leaf)
+            if stack.is_meta:
+                kind = dtype or tensor.dtype
+                empty = torch.empty(stack.shape, dtype=kind, device=device)
+                stack = nn.Parameter(empty, requires_grad=stack.requires_grad)
+                setattr(module, leaf, stack)
+            stack.data[expert].copy_(tensor)
+            return
         # A copy even where the type stays: the tensor may be a window onto the file, which may change or vanish.
         own = tensor.to(device, dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
-        setattr(model.get_submodule(parent), leaf, nn.Parameter(own))
+        # What gradients do not train (a router's correction) they do not train after loading either.
+        setattr(module, leaf, nn.Parameter(own, requires_grad=getattr(module, leaf).requires_grad))
 
     read(keys, spelled, weights, family, put)
 
 
-def _load_llama2c(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+def _load_file(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
     with path.open("rb") as stream:
         start = stream.read(4)
-    if start == b"GGUF":
-        raise DougongError(f"{path}: GGUF files come with a later version; load the folder in Hugging Face layout")
+    if start == GGUF:
+        return _load_gguf(path, dtype, device)
+    if start == RWKV_CPP:
+        return _load_rwkv_cpp(path, dtype, device)
     if path.suffix in (".safetensors", ".json") or start[:2] == b"PK":
         raise DougongError(f"{path} is one file of a model folder; load the folder, {path.parent}")
+    return _load_llama2c(path, dtype, device)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+    file = open_gguf(path)
+    config = read_config(file)
+    name = config["model_type"]
+    spec = family_named(name, str(path)).from_config(config)
+    lm = LanguageModel(_empty(spec), read_tokenizer(file.metadata), name, {}, read_ids(file.metadata))
+    lm.check_tokenizer()
+    keys = gguf_keys(file, config["head_dim"])
+    with GgufWeights(file) as weights:
+        spelled = rows(keys, _shapes(lm.model), spec.depth, "GGUF")
+        _fill(lm.model, keys, spelled, weights, f"{name} in GGUF", dtype or file.dtype, device)
+    return lm
+
+
+def _load_llama2c(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
     header = read_header(path)
     spec = _llama2c_spec(header)
     beside = [path.with_name(name) for name in (f"tok{spec.vocab}.bin", "tokenizer.bin")]
@@ -169,10 +245,23 @@ def _load_llama2c(path: Path, dtype: torch.dtype | None, device: torch.device) -
     lm = LanguageModel(_empty(spec), tokenizer, "llama", {}, {"bos_token_id": 1, "eos_token_id": [1, 2]})
     lm.check_tokenizer()
     with Llama2cWeights(path, header) as weights:
-        spelled = [Row(name, (name,), (shape,), False) for name, shape in _shapes(lm.model).items()]
-        names = KeyMap((), prefix="", constants=(), tied=("head.weight", "embedding.weight"))
-        _fill(lm.model, names, spelled, weights, "llama2.c", dtype, device)
+        _fill_own(lm.model, weights, "llama2.c", dtype, device)
     return lm
+
+
+def _load_rwkv_cpp(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+    spec, weights = open_rwkv_cpp(path)
+    lm = LanguageModel(_empty(spec), None, "rwkv", {}, {})  # the file has no vocabulary
+    with weights:
+        _fill_own(lm.model, weights, "rwkv.cpp", dtype, device)
+    return lm
+
+
+def _fill_own(model: Model, weights: Weights, form: str, dtype: torch.dtype | None, device: torch.device) -> None:
+    """`_fill` from weights under our own names."""
+    spelled = [Row(name, (name,), (shape,), False) for name, shape in _shapes(model).items()]
+    names = KeyMap((), prefix="", constants=(), tied=("head.weight", "embedding.weight"))
+    _fill(model, names, spelled, weights, form, dtype, device)
 
 
 def _llama2c_spec(header: Header) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,20 @@ def save(lm: LanguageModel, path: str | os.PathLike[str], shard_bytes: int = SHA
     config = _config(lm, name, family)
     weights = dict(lm.model.weights())
     shapes = {own: tuple(weight.shape) for own, weight in weights.items()}
-    spelled = rows(family.keys(lm.spec), shapes, len(lm.spec.layers), name)
+    keys = family.keys(lm.spec)
+    spelled = rows(keys, shapes, lm.spec.depth, name)
     parts = [
-        (row.foreign, sum(weights[own].nbytes for own in row.own), lambda row=row: row.join(weights).cpu())
+        (row.foreign, math.prod(row.shape) * weights[row.own[0]].itemsize, lambda row=row: row.join(weights).cpu())
         for row in spelled
     ]
+    kind = weights[spelled[0].own[0]].dtype
+    derived = {foreign: make().to(kind) for foreign, make in keys.derived.items()}
+    parts += [(foreign, table.nbytes, lambda table=table: table) for foreign, table in derived.items()]
     ids = _ids(lm)
     with atomic_directory(folder) as temporary:
         # `torch_dtype` is read by every version of transformers, `dtype` by new ones only, which prefer it.
         spelling = "dtype" if "dtype" in config else "torch_dtype"
-        dtype = str(weights[spelled[0].own[0]].dtype).removeprefix("torch.")
+        dtype = str(kind).removeprefix("torch.")
         write_json(temporary / "config.json", {**_over(ids, config), spelling: dtype})
         write_json(temporary / "generation_config.json", _over(ids, lm.generation))
         write_safetensors(temporary, parts, shard_bytes)

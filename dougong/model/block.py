@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dougong.model.spec import LayerSpec
@@ -10,41 +11,54 @@ from dougong.parts.context import Context
 from dougong.parts.shapes import Float
 from dougong.parts.state import LayerState
 
+States = tuple[LayerState | None, ...]
+
 
 class Block(nn.Module):
-    """A mixer and a feed-forward on the residual path.
+    """A mixer, cross-attention where the layer has it, and a feed-forward, on the residual path.
 
-    pre       x + f(norm(x))                    (Xiong et al. 2020)
-    post      norm(x + f(x))                    (Vaswani et al. 2017)
-    sandwich  x + norm_out(f(norm(x)))          (Ding et al. 2021; Gemma 2)
-    parallel  x + mixer(norm(x)) + ffn(norm(x)) with one norm for both (GPT-J)
+    With (a, b) = (1, 1) unless the spec's `mixer_scale` or `ffn_scale` says otherwise:
+
+    pre       a x + b f(norm(x))                      (Xiong et al. 2020)
+    post      norm(a x + b f(x))                      (Vaswani et al. 2017; DeepNorm with a > 1, Wang et al. 2022)
+    sandwich  a x + b norm_out(f(norm(x)))            (Ding et al. 2021; Gemma 2)
+    output    a x + b norm(f(x))                      (Liu et al. 2022; OLMo 2)
+    through   a norm(x) + b f(norm(x))                (MiniMax-01)
+    parallel  a x + b mixer(norm(x)) + b ffn(norm(x)) with one norm for both (GPT-J), or one each: parallel_norms
     """
 
-    def __init__(self, spec: LayerSpec, width: int):
+    def __init__(self, spec: LayerSpec, width: int, source: int | None = None):
         super().__init__()
+        self.spec = spec
         self.wiring = spec.wiring
         self.mixer = spec.mixer.build(width)
+        self.cross = spec.cross.build_across(width, source or width) if spec.cross else None
         self.ffn = spec.ffn.build(width) if spec.ffn else None
-        self.mixer_norm = spec.norm.build(width)
+        self.mixer_norm = spec.norm.build(width) if spec.first_norm else None
+        self.cross_norm = spec.norm.build(width) if spec.cross else None
         self.ffn_norm = spec.norm.build(width) if spec.ffn and spec.wiring != "parallel" else None
         sandwich = spec.wiring == "sandwich"
         self.mixer_out_norm = spec.norm.build(width) if sandwich else None
         self.ffn_out_norm = spec.norm.build(width) if sandwich and spec.ffn else None
 
     def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        ctx: Context,
-        states: tuple[LayerState | None, LayerState | None] = (None, None),
+        self, x: Float[Tensor, "B T D"], ctx: Context, states: States = (None, None, None)
     ) -> Float[Tensor, "B T D"]:
-        if self.wiring == "parallel":
+        keep, add = self.spec.mixer_scale
+        if self.wiring in ("parallel", "parallel_norms"):
+            assert self.mixer_norm is not None
             normal = _for_products(self.mixer_norm(x))
-            x = x + self.mixer(normal, ctx, states[0])
-            return x if self.ffn is None else x + self.ffn(normal, ctx, states[1])
-        x = self._residual(x, self.mixer, self.mixer_norm, self.mixer_out_norm, ctx, states[0])
+            y = self.mixer(normal, ctx, states[0])
+            if self.ffn is not None:
+                second = normal if self.ffn_norm is None else _for_products(self.ffn_norm(x))
+                y = y + self.ffn(second, ctx, states[2])
+            return keep * x + add * self._drop(y) if (keep, add) != (1, 1) else x + self._drop(y)
+        x = self._residual(x, self.mixer, self.mixer_norm, self.mixer_out_norm, ctx, states[0], keep, add)
+        if self.cross is not None:
+            x = self._residual(x, self.cross, self.cross_norm, None, ctx, states[1], 1, 1)
         if self.ffn is None:
             return x
-        return self._residual(x, self.ffn, self.ffn_norm, self.ffn_out_norm, ctx, states[1])
+        return self._residual(x, self.ffn, self.ffn_norm, self.ffn_out_norm, ctx, states[2], *self.spec.ffn_scale)
 
     def _residual(
         self,
@@ -54,12 +68,22 @@ class Block(nn.Module):
         out_norm: nn.Module | None,
         ctx: Context,
         state: LayerState | None,
+        keep: float,
+        add: float,
     ) -> Tensor:
-        assert norm is not None
-        if self.wiring == "post":
-            return norm(x + sublayer(x, ctx, state))
-        y = sublayer(_for_products(norm(x)), ctx, state)
-        return x + (y if out_norm is None else out_norm(y))
+        last = self.wiring in ("post", "output")
+        before, after = (None, norm) if last else (norm, out_norm)
+        normal = x if before is None else before(x)
+        y = self._drop(sublayer(_for_products(normal), ctx, state))
+        if after is not None and self.wiring != "post":
+            y = after(y)
+        if self.wiring == "through":
+            x = normal
+        x = x + y if (keep, add) == (1, 1) else keep * x + add * y
+        return after(x) if after is not None and self.wiring == "post" else x
+
+    def _drop(self, y: Tensor) -> Tensor:
+        return F.dropout(y, self.spec.dropout, self.training) if self.spec.dropout else y
 
 
 def _for_products(x: Tensor) -> Tensor:

@@ -11,46 +11,121 @@ import torch
 
 from dougong.base import DougongError, record_from, record_to
 from dougong.parts.attention import Attention
+from dougong.parts.delta import DeltaNet
+from dougong.parts.dual_chunk import DualChunkAttention
 from dougong.parts.embedding import Embedding, Head
+from dougong.parts.experts import MoE
 from dougong.parts.feedforward import MLP, GatedMLP
+from dougong.parts.heads import Task
+from dougong.parts.latent import LatentAttention
+from dougong.parts.linear_attention import LinearAttention
+from dougong.parts.native_sparse import NativeSparseAttention
 from dougong.parts.norm import Norm
-from dougong.parts.position import Rope
+from dougong.parts.position import Relative
+from dougong.parts.recurrent import GRU, LSTM
+from dougong.parts.rope import Rope
+from dougong.parts.sparse import SparseAttention
+from dougong.parts.ssd import Mamba2
+from dougong.parts.ssm import Mamba
 from dougong.parts.state import Slots
+from dougong.parts.wkv import WKV4, ChannelMix
+from dougong.parts.wkv6 import WKV5, WKV6
+from dougong.parts.wkv7 import WKV7
 
-Mixer = Attention
-FeedForward = MLP | GatedMLP
-Wiring = Literal["pre", "post", "sandwich", "parallel"]
+Mixer = (
+    Attention
+    | LinearAttention
+    | DeltaNet
+    | Mamba
+    | Mamba2
+    | WKV4
+    | WKV5
+    | WKV6
+    | WKV7
+    | LSTM
+    | GRU
+    | LatentAttention
+    | SparseAttention
+    | NativeSparseAttention
+    | DualChunkAttention
+)
+FeedForward = MLP | GatedMLP | MoE | ChannelMix
+Wiring = Literal["pre", "post", "sandwich", "output", "through", "parallel", "parallel_norms"]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer: a mixer that moves information between tokens, and a feed-forward that works on each alone.
 
-    wiring: where the norm stands on the residual path (`model.block.residual` has the formulas).
+    wiring       where the norm stands on the residual path (`model.block.Block` has the formulas)
+    cross        attention to the encoder's output, between the two
+    mixer_scale  (a, b): how much of x is kept, and of the mixer added; ffn_scale: the same of the feed-forward
+    dropout      share of each sublayer's output dropped in training
+    first_norm   False: the mixer has no norm before it (the first layer of ModernBERT)
     """
 
     mixer: Mixer
     ffn: FeedForward | None
     norm: Norm
     wiring: Wiring = "pre"
+    cross: Attention | None = None
+    mixer_scale: tuple[float, float] = (1.0, 1.0)
+    ffn_scale: tuple[float, float] = (1.0, 1.0)
+    dropout: float = 0.0
+    first_norm: bool = True
 
     def norms(self) -> int:
         """Norms in the layer: one a sublayer, two in a sandwich, one shared by both in parallel."""
         sublayers = 1 + (self.ffn is not None)
-        return {"pre": sublayers, "post": sublayers, "sandwich": 2 * sublayers, "parallel": 1}[self.wiring]
+        count = {"sandwich": 2 * sublayers, "parallel": 1}.get(self.wiring, sublayers)
+        return count + (self.cross is not None) - (not self.first_norm)
+
+    def parameters(self, width: int, source: int | None = None) -> int:
+        ffn = self.ffn.parameters(width) if self.ffn else 0
+        cross = self.cross.parameters(width, source) if self.cross else 0
+        return self.mixer.parameters(width) + cross + ffn + self.norms() * self.norm.parameters(width)
+
+    def active_parameters(self, width: int, source: int | None = None) -> int:
+        """Parameters that one token touches: all, but of experts only the chosen ones."""
+        unused = 0
+        for part in (self.mixer, self.ffn):
+            if (active := getattr(part, "active_parameters", None)) is not None:
+                unused += part.parameters(width) - active(width)  # pyright: ignore[reportOptionalMemberAccess]
+        return self.parameters(width, source) - unused
+
+    def slots(self) -> tuple[Slots, Slots, Slots]:
+        """State of the mixer, of cross-attention, and of the feed-forward."""
+        cross = self.cross.source_slots() if self.cross else {}
+        return self.mixer.slots(), cross, self.ffn.slots() if self.ffn else {}
+
+
+@dataclass(frozen=True)
+class MTP:
+    """Multi-token prediction: `depth` tokens after the next one, each predicted by one more layer (`model.mtp`)."""
+
+    depth: int
+    layer: LayerSpec
+    norm: Norm
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise DougongError(f"depth is {self.depth}; expected at least 1")
 
     def parameters(self, width: int) -> int:
-        ffn = self.ffn.parameters(width) if self.ffn else 0
-        return self.mixer.parameters(width) + ffn + self.norms() * self.norm.parameters(width)
-
-    def slots(self) -> tuple[Slots, Slots]:
-        """State of the mixer and of the feed-forward."""
-        return self.mixer.slots(), self.ffn.slots() if self.ffn else {}
+        return self.depth * (self.layer.parameters(width) + 3 * self.norm.parameters(width) + 2 * width * width)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """vocab tokens in, `layers` of `width`, logits out. `context` is the longest text it was made for, in tokens."""
+    """vocab tokens in, `layers` of `width`, logits out. `context` is the longest text it was made for, in tokens.
+
+    head            scores over the vocabulary; None: the model gives hidden states
+    task            a head for a task (classes, spans, embeddings), instead of the other or beside it
+    encoder         what reads the source; its output is what `cross` attends to
+    causal          False: every token sees the whole text
+    shared_embedding  encoder and decoder have one table of tokens
+    mtp             predicts further tokens, in training only
+    """
 
     vocab: int
     width: int
@@ -58,14 +133,24 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     embedding: Embedding = field(default_factory=Embedding)
     norm: Norm | None = field(default_factory=Norm)
-    head: Head = field(default_factory=Head)
+    head: Head | None = field(default_factory=Head)
+    encoder: ModelSpec | None = None
+    causal: bool = True
+    shared_embedding: bool = True
+    task: Task | None = None
+    mtp: MTP | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "context"):
             if getattr(self, name) < 1:
                 raise DougongError(f"{name} is {getattr(self, name)}; expected at least 1")
         for index, layer in enumerate(self.layers):
-            _check_attention(index, layer.mixer)
+            if isinstance(layer.mixer, Attention):
+                _check_attention(index, layer.mixer)
+            if layer.cross is not None and self.encoder is None:
+                raise DougongError(f"layers[{index}].cross attends to a source, but the model has no encoder")
+        if self.head is not None and self.head.tied and self.head.normalised:
+            raise DougongError("head.normalised needs a weight of its own; set head.tied to false")
 
     @staticmethod
     def from_json(data: Any) -> ModelSpec:
@@ -77,22 +162,56 @@ class ModelSpec:
 
     def parameters(self) -> int:
         """Trained numbers; tied ones count once."""
-        count = self.embedding.parameters(self.vocab, self.width) + self.head.parameters(self.vocab, self.width)
-        count += sum(layer.parameters(self.width) for layer in self.layers)
+        count = self.embedding.parameters(self.vocab, self.width) + self.relative_parameters()
+        count += self.head.parameters(self.vocab, self.width) if self.head else 0
+        count += self.task.parameters(self.width) if self.task else 0
+        count += sum(layer.parameters(self.width, self.source_width) for layer in self.layers)
+        count += self.mtp.parameters(self.width) if self.mtp else 0
+        if self.encoder is not None:
+            count += self.encoder.parameters() - (self.vocab * self.width if self.shared_embedding else 0)
         return count + (self.norm.parameters(self.width) if self.norm else 0)
 
     def active_parameters(self) -> int:
-        """Parameters that one token touches: all of them, until layers choose among experts."""
-        return self.parameters()
+        """Parameters that one token touches: all of them, but of experts only the chosen ones."""
+        each = (
+            layer.parameters(self.width, self.source_width) - layer.active_parameters(self.width, self.source_width)
+            for layer in self.layers
+        )
+        unused = sum(each) + (self.mtp.parameters(self.width) if self.mtp else 0)
+        if self.encoder is not None:
+            unused += self.encoder.parameters() - self.encoder.active_parameters()
+        return self.parameters() - unused
+
+    @property
+    def depth(self) -> int:
+        """Layers of the deeper of encoder and decoder."""
+        return max(len(self.layers), self.encoder.depth if self.encoder else 0)
+
+    @property
+    def source_width(self) -> int | None:
+        return self.encoder.width if self.encoder else None
+
+    def relative(self) -> tuple[Relative, int] | None:
+        """The relative position that layers share, and their number of heads."""
+        for layer in self.layers:
+            if isinstance(layer.mixer, Attention) and isinstance(layer.mixer.position, Relative):
+                return layer.mixer.position, layer.mixer.heads
+        return None
+
+    def relative_parameters(self) -> int:
+        found = self.relative()
+        return found[0].buckets * found[1] if found else 0
 
     def flops(self, tokens: int, context: int | None = None) -> float:
         """Forward operations (two a multiply-add) for `tokens` tokens, the last of a text of `context` (default:
         they are the whole text). Training takes three times as many: the backward pass has two products for each.
         """
         context = tokens if context is None else context
-        seen = context - (tokens - 1) / 2  # each token sees itself and what came before: the mean over the tokens
-        each = 2 * self.vocab * self.width
+        # Each token sees itself and what came before: the mean over the tokens. Or the whole text, where not causal.
+        seen = context - (tokens - 1) / 2 if self.causal else context
+        each = 2 * self.vocab * self.width * (self.head is not None)
         for layer in self.layers:
+            each += layer.cross.flops(self.width, seen) if layer.cross else 0  # as if the source were as long
             each += layer.mixer.flops(self.width, seen) + (layer.ffn.flops(self.width, seen) if layer.ffn else 0)
         return tokens * each
 
@@ -107,13 +226,13 @@ class ModelSpec:
         return sum(slot.elements(context) * (slot.dtype or dtype).itemsize for slot in slots)
 
 
-def _check_attention(index: int, mixer: Mixer) -> None:
+def _check_attention(index: int, mixer: Attention) -> None:
     where = f"layers[{index}].mixer"
     if mixer.heads < 1 or mixer.kv_heads < 1 or mixer.heads % mixer.kv_heads:
         raise DougongError(
             f"{where} has {mixer.heads} heads over {mixer.kv_heads} kv_heads; heads must be a multiple of kv_heads"
         )
-    if mixer.position and (mixer.position.size % 2 or not 0 < mixer.position.size <= mixer.head_size):
+    if isinstance(mixer.position, Rope) and (mixer.position.size % 2 or not 0 < mixer.position.size <= mixer.head_size):
         raise DougongError(
             f"{where}.position.size is {mixer.position.size}; expected an even number up to head_size {mixer.head_size}"
         )

@@ -7,6 +7,7 @@ same for the case at hand.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,33 +18,68 @@ from dougong.parts.context import Context
 from dougong.parts.shapes import Float
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are made and whom they may reach.
+
+    window   each query sees itself and the window - 1 tokens before it
+    chunk    texts are cut into chunks of this many tokens that do not see each other (Llama 4)
+    scale    factor on q k; None: head size ** -0.5
+    softcap  scores become cap * tanh(scores / cap) (Gemma 2)
+    dropout  share of the attention weights dropped in training
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
+PLAIN = Scoring()
+
+
 def reference(
     q: Float[Tensor, "B H T d"],
     k: Float[Tensor, "B K S d"],
     v: Float[Tensor, "B K S e"],
     ctx: Context,
-    window: int | None = None,
-    scale: float | None = None,
+    how: Scoring = PLAIN,
+    bias: Float[Tensor, "#B H T S"] | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "B H T e"]:
     """Attention as the formula says, all scores held at once. Each group of H / K query heads shares a key head."""
-    return weights(q, k, ctx, window, scale).to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    return weights(q, k, ctx, how, bias, sinks).to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
 def weights(
     q: Float[Tensor, "B H T d"],
     k: Float[Tensor, "B K S d"],
     ctx: Context,
-    window: int | None = None,
-    scale: float | None = None,
+    how: Scoring = PLAIN,
+    bias: Float[Tensor, "#B H T S"] | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "B H T S"]:
-    """The attention weights themselves (each row sums to 1), for looking at."""
-    factor: float = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    """The attention weights themselves, for looking at: each row sums to 1, or to less where a sink takes its share.
+
+    softmax over keys of cap(q k scale) + bias, masked; a sink is one more score in the sum, which leads nowhere.
+    """
+    return _weights(q, k, ctx.mask(how.window, how.chunk)[:, None], how, bias, sinks)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor, how: Scoring, bias: Tensor | None, sinks: Tensor | None) -> Tensor:
+    factor: float = 1 / math.sqrt(q.shape[-1]) if how.scale is None else how.scale
     keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ keys.transpose(-1, -2) * factor).float()
-    bias = ctx.bias(window, torch.float32)
-    if bias is None and ctx.causal:
-        bias = torch.full(scores.shape[-2:], -math.inf, device=q.device).triu(1)
-    return (scores if bias is None else scores + bias).softmax(-1)
+    if how.softcap is not None:
+        scores = how.softcap * (scores / how.softcap).tanh()
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~mask, -math.inf)
+    if sinks is None:
+        return scores.softmax(-1)
+    column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat((scores, column), -1).softmax(-1)[..., :-1]
 
 
 def attend(
@@ -51,28 +87,94 @@ def attend(
     k: Float[Tensor, "B K S d"],
     v: Float[Tensor, "B K S e"],
     ctx: Context,
-    window: int | None = None,
-    scale: float | None = None,
+    how: Scoring = PLAIN,
+    bias: Float[Tensor, "#B H T S"] | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
+    training: bool = False,
 ) -> Float[Tensor, "B H T e"]:
-    """Attention of T queries over S keys; what they may see is the context's (and the window's) to say."""
-    bias = ctx.bias(window, q.dtype)
+    """Attention of T queries over S keys; what they may see is the context's (and the scoring's) to say.
+
+    bias: added to the scores of each head, such as ALiBi's. sinks: a score a head that takes its share of the softmax
+    and gives nothing (gpt-oss). training: whether dropout applies.
+    """
+    dropout = how.dropout if training else 0.0
+    if _flex_serves(q, ctx, how, bias, sinks, dropout):
+        return _by_flex(q, k, v, ctx, how, sinks)
+    if how.softcap is not None or sinks is not None:
+        return _in_strips(q, k, v, ctx, how, bias, sinks, dropout)
+    mask = ctx.bias(how.window, q.dtype, how.chunk)
+    if bias is not None:
+        seen = ctx.mask(how.window, how.chunk)[:, None]
+        # The bias is remembered beside its sum, so that its id stays its own.
+        key = ("added", how.window, how.chunk, id(bias), q.dtype)
+        mask = ctx.once(key, lambda: (bias.masked_fill(~seen, -math.inf).to(q.dtype), bias))[0]
     group = q.shape[1] // k.shape[1]
-    if q.shape[2] == 1 and group > 1:
+    if q.shape[2] == 1 and group > 1 and not dropout:
         # One query a head: the group's heads become the queries of their shared key head, so keys are read once.
         batch, heads, _, size = q.shape
         shared = q.reshape(batch, k.shape[1], group, size)
-        out = F.scaled_dot_product_attention(shared, k, v, attn_mask=bias, scale=scale)
+        if bias is not None and mask is not None:
+            mask = mask.reshape(mask.shape[0], k.shape[1], group, -1)
+        out = F.scaled_dot_product_attention(shared, k, v, attn_mask=mask, scale=how.scale)
         return out.reshape(batch, heads, 1, v.shape[-1])
     if group > 1:
         k, v = _expand(k, group), _expand(v, group)
-    causal = bias is None and ctx.causal and q.shape[2] > 1
-    if _blocks_pay(q, k, v, ctx):
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
+    causal = mask is None and ctx.causal and q.shape[2] > 1
+    if bias is None and not dropout and _blocks_pay(q, k, v, ctx):
+        scale = q.shape[-1] ** -0.5 if how.scale is None else how.scale
         with torch.autocast("cpu", enabled=False):
-            out = _Blocks.apply(q, k, v, None if bias is None else bias.float(), scale)
+            out = _Blocks.apply(q, k, v, None if mask is None else mask.float(), scale)
         assert isinstance(out, Tensor)
         return out
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=how.scale)
+
+
+def _flex_serves(
+    q: Tensor, ctx: Context, how: Scoring, bias: Tensor | None, sinks: Tensor | None, dropout: float
+) -> bool:
+    """Whether FlexAttention can do the case and SDPA's fast kernels cannot: whole texts on a GPU whose scores are
+    changed or whose mask has holes that are worth skipping."""
+    special = how.softcap is not None or sinks is not None or how.window is not None or ctx.documents is not None
+    known = bias is None and how.chunk is None and not dropout
+    whole = ctx.key_positions is None and ctx.both_ways is None and ctx.keys_exist is None
+    return _on_gpu(q) and q.shape[2] > 1 and special and known and whole
+
+
+def _on_gpu(q: Tensor) -> bool:
+    return q.is_cuda
+
+
+def _by_flex(q: Tensor, k: Tensor, v: Tensor, ctx: Context, how: Scoring, sinks: Tensor | None) -> Tensor:
+    from dougong.parts.flex import block_mask, flex
+
+    shape = (q.shape[2], k.shape[2], ctx.causal, how.window, ctx.documents, q.device)
+    mask = ctx.once(("flex", how.window), lambda: block_mask(*shape))  # all layers share it
+    return flex(q, k, v, ctx.causal, how.window, how.softcap, how.scale, ctx.documents, None, sinks, mask)
+
+
+_STRIP = 512
+
+
+def _in_strips(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ctx: Context,
+    how: Scoring,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """The formula, for what SDPA cannot do, a strip of queries at a time: memory grows with S and not with T S."""
+    mask = ctx.mask(how.window, how.chunk)[:, None]
+    values = _expand(v, q.shape[1] // v.shape[1])
+    out = []
+    for start in range(0, q.shape[2], _STRIP):
+        rows = slice(start, start + _STRIP)
+        part = None if bias is None else bias[:, :, rows]
+        shares = F.dropout(_weights(q[:, :, rows], k, mask[:, :, rows], how, part, sinks), dropout)
+        out.append(shares.to(v.dtype) @ values)
+    return out[0] if len(out) == 1 else torch.cat(out, 2)
 
 
 def _blocks_pay(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> bool:
@@ -83,6 +185,7 @@ def _blocks_pay(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> bool:
         and torch.is_grad_enabled()
         and ctx.causal
         and ctx.key_positions is None
+        and ctx.both_ways is None
         and not (torch.compiler.is_compiling() and q.dtype == torch.float32)  # there the compiler gains as much
         and size == v.shape[-1] >= 48
         and 64 <= tokens == k.shape[2]

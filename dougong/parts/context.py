@@ -29,6 +29,11 @@ class Context:
     documents       (B, T) int64: tokens see each other only within one document; None when a row is one document
     causal          queries see no later position
     lengths         (B) tokens that each row's text has with these; None: its last position says so
+    keys_exist      (B, S): False where a key is padding that nobody may see, as in the source of cross-attention
+    both_ways       (B, T): marked tokens of a document see each other whatever their order (a prefix, an image)
+    source          (B, S, D) what cross-attention reads, and source_padding (B, S), True at its padding
+    types           (B, T) int64: kind of each token, such as first or second sentence; None: all 0
+    relative        rows of the model's table of relative position biases, which its attention layers share
     counts          (B) how many of the T tokens are real in a step with a state, where padding stands at the end of a
                     row; None: all of them. A recurrence must not take padding into its state.
     """
@@ -39,6 +44,12 @@ class Context:
     causal: bool = True
     lengths: Int[Tensor, " B"] | None = None
     counts: Int[Tensor, " B"] | None = None
+    keys_exist: Bool[Tensor, "B S"] | None = None
+    both_ways: Bool[Tensor, "B T"] | None = None
+    source: Float[Tensor, "B S D"] | None = None
+    source_padding: Bool[Tensor, "B S"] | None = None
+    types: Int[Tensor, "B T"] | None = None
+    relative: Callable[[Tensor], Tensor] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -72,7 +83,7 @@ class Context:
     @property
     def simple(self) -> bool:
         """Every row is one document from position 0 whose keys are its own tokens: plain causal or full attention."""
-        return self.key_positions is None and self.documents is None
+        return self.key_positions is None and self.documents is None and self.both_ways is None
 
     def real(self) -> Bool[Tensor, "B T"] | None:
         """Which tokens of a step with a state are no padding; None: all of them."""
@@ -90,39 +101,67 @@ class Context:
         places = self.positions.expand(self.documents.shape)[:, None, :]
         return torch.where(same, places, 0).max(-1).values + 1
 
-    def visible(self, window: int | None = None) -> Bool[Tensor, "#B T S"] | None:
+    def across(self) -> Context:
+        """The context of cross-attention: the same queries, the source's tokens as keys, all visible but padding."""
+        assert self.source is not None
+        tokens = self.source.shape[1]
+        padding, device = self.source_padding, self.source.device
+
+        def make() -> Context:
+            exist = None if padding is None else ~padding
+            keys = torch.arange(tokens, device=device)[None]
+            return Context(self.positions, key_positions=keys, causal=False, keys_exist=exist)
+
+        return self.once("across", make)
+
+    def distances(self) -> Int[Tensor, "#B T S"]:
+        """Query position minus key position."""
+        keys = self.positions if self.key_positions is None else self.key_positions
+        return self.positions[:, :, None] - keys[:, None, :]
+
+    def visible(self, window: int | None = None, chunk: int | None = None) -> Bool[Tensor, "#B T S"] | None:
         """Which keys each query sees; None when the answer is all of them, or all up to its own place (`simple`).
 
-        A window of w lets a query see itself and the w - 1 tokens before it.
+        A window of w lets a query see itself and the w - 1 tokens before it (and after it, where not causal). A chunk
+        of c cuts each text into pieces of c tokens that do not see each other.
         """
         length = self.positions.shape[1]
-        if self.simple and (window is None or window >= length):
+        if self.simple and (window is None or window >= length) and (chunk is None or chunk >= length):
             return None
-        return self.once(("visible", window), lambda: self._visible(window))
+        return self.once(("visible", window, chunk), lambda: self._visible(window, chunk))
 
-    def _visible(self, window: int | None) -> Tensor:
-        queries = self.positions[:, :, None]
-        if self.key_positions is not None:
-            keys = self.key_positions[:, None, :]
-        elif self.documents is not None and self.causal:
+    def mask(self, window: int | None = None, chunk: int | None = None) -> Bool[Tensor, "#B T S"]:
+        """`visible`, told in full where that says None."""
+        found = self.visible(window, chunk)
+        return self.once("mask", lambda: self._visible(None, None)) if found is None else found
+
+    def _visible(self, window: int | None, chunk: int | None) -> Tensor:
+        distance = self.distances()
+        if self.documents is not None and self.causal and self.key_positions is None:
             # Within packed rows the order of tokens in the row is the order in each document.
             place = torch.arange(self.positions.shape[1], device=self.positions.device)
-            queries, keys = place[None, :, None], place[None, None, :]
-        else:
-            keys = self.positions[:, None, :]
-        before = keys <= queries
-        mask = before if self.causal else torch.ones_like(before)
+            distance = (place[:, None] - place)[None]
+        mask = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+        if self.both_ways is not None and self.key_positions is None:
+            mask = mask | (self.both_ways[:, :, None] & self.both_ways[:, None, :])
         if window is not None:
-            mask = mask & (queries - keys < window)
+            mask = mask & (distance < window)
             if not self.causal:
-                mask = mask & (keys - queries < window)
-        if self.documents is not None:
+                mask = mask & (distance > -window)
+        if chunk is not None:
+            keys = self.positions if self.key_positions is None else self.key_positions
+            mask = mask & (self.positions[:, :, None] // chunk == keys[:, None, :] // chunk)
+        if self.documents is not None and self.key_positions is None:
             mask = mask & (self.documents[:, :, None] == self.documents[:, None, :])
+        if self.keys_exist is not None:
+            mask = mask & self.keys_exist[:, None, :]
         return mask
 
-    def bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "#B 1 T S"] | None:
+    def bias(
+        self, window: int | None, dtype: torch.dtype, chunk: int | None = None
+    ) -> Float[Tensor, "#B 1 T S"] | None:
         """`visible` as the number added to the attention scores: 0 where seen, minus infinity where not."""
-        mask = self.visible(window)
+        mask = self.visible(window, chunk)
         if mask is None:
             return None
 
@@ -130,4 +169,4 @@ class Context:
             zero = torch.zeros((), dtype=dtype, device=mask.device)
             return torch.where(mask[:, None], zero, zero - math.inf)
 
-        return self.once(("bias", window, dtype), make)
+        return self.once(("bias", window, chunk, dtype), make)

@@ -26,11 +26,13 @@ def cross_entropy(
     head: Linear,
     targets: Int[Tensor, "*N"],
     weights: Float[Tensor, "*N"] | None = None,
+    softcap: float | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(sum of w * -log softmax(head(hidden))[target], sum of w) over the places whose target is not -100.
 
-    hidden: (..., D); targets: (...) int64; weights: a factor for each place, 1 where None. Equal to
-    `torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")` and its gradients, in nats.
+    hidden: (..., D); targets: (...) int64; weights: a factor for each place, 1 where None; softcap: logits
+    become cap * tanh(logits / cap). Equal to `F.cross_entropy(head(hidden), targets, reduction="sum")` and its
+    gradients, in nats.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.reshape(-1).float()
@@ -40,21 +42,26 @@ def cross_entropy(
         kept = (targets != IGNORED).nonzero().squeeze(-1)
         if len(kept) < len(targets):  # places without loss never reach the head
             hidden, targets, weights = hidden[kept], targets[kept], weights[kept]
-    plain = isinstance(head.storage, Dense) and not head.adapters and head.placement is None
+    plain = isinstance(head.storage, Dense) and not head.adapters and head.placement is None and softcap is None
     if plain and isinstance(head.storage, Dense):
         total = _Fused.apply(hidden, head.storage.weight, head.bias, targets, weights)
         assert isinstance(total, Tensor)
         return total, weights.sum()
     total = hidden.new_zeros((), dtype=torch.float32)
     for rows in _chunks(len(targets), head.out_features):
-        part = checkpoint(_plain, head, hidden[rows], targets[rows], weights[rows], use_reentrant=False)
+        part = checkpoint(_plain, head, hidden[rows], targets[rows], weights[rows], softcap, use_reentrant=False)
         assert isinstance(part, Tensor)
         total = total + part
     return total, weights.sum()
 
 
-def _plain(head: Linear, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    return (F.cross_entropy(head(hidden).float(), targets, reduction="none") * weights).sum()
+def _plain(head: Linear, hidden: Tensor, targets: Tensor, weights: Tensor, softcap: float | None) -> Tensor:
+    return (F.cross_entropy(capped(head(hidden).float(), softcap), targets, reduction="none") * weights).sum()
+
+
+def capped(logits: Float[Tensor, "*N V"], softcap: float | None) -> Float[Tensor, "*N V"]:
+    """cap * tanh(logits / cap), which keeps logits within +- cap (Gemma 2)."""
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def chunk_rows(vocab: int) -> int:

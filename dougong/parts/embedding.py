@@ -4,39 +4,60 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dougong.base import DougongError
 from dougong.parts.context import Context
-from dougong.parts.linear import Dense, Storage
-from dougong.parts.position import NOWHERE, Learned
+from dougong.parts.feedforward import ACTIVATIONS, Activation
+from dougong.parts.linear import Dense, Linear, Storage
+from dougong.parts.norm import Norm
+from dougong.parts.position import NOWHERE, Learned, Sinusoidal
 from dougong.parts.shapes import Float, Int
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A row for each token, plus a trained row for each position where `position` says so."""
+    """norm(factor * row of the token + row of its position + row of its type), each only where asked for.
 
-    position: Learned | None = None
+    types: kinds of tokens, such as first and second sentence (Devlin et al. 2018).
+    """
+
+    position: Learned | Sinusoidal | None = None
+    types: int = 0
+    norm: Norm | None = None
+    factor: float = 1.0
+    dropout: float = 0.0
 
     def build(self, vocab: int, width: int) -> EmbeddingLayer:
         return EmbeddingLayer(self, vocab, width)
 
     def parameters(self, vocab: int, width: int) -> int:
-        return width * (vocab + (self.position or NOWHERE).table())
+        rows = vocab + (self.position or NOWHERE).table() + self.types
+        return width * rows + (self.norm.parameters(width) if self.norm else 0)
 
 
 class EmbeddingLayer(nn.Module):
     def __init__(self, spec: Embedding, vocab: int, width: int):
         super().__init__()
+        self.spec = spec
         self.vocab = vocab
         self.kind = spec.position or NOWHERE
         self.storage: Storage = Dense(vocab, width)
         self.position: Storage | None = Dense(self.kind.table(), width) if self.kind.table() else None
+        self.types: Storage | None = Dense(spec.types, width) if spec.types else None
+        self.norm = spec.norm.build(width) if spec.norm else None
 
     def forward(self, tokens: Int[Tensor, "B T"], ctx: Context) -> Float[Tensor, "B T D"]:
         x = self.storage.rows(tokens)
-        return x if self.position is None else self.kind.embed(x, ctx, self.position.rows)
+        if self.spec.factor != 1:
+            x = x * torch.tensor(self.spec.factor, dtype=x.dtype)  # rounded as the weights are
+        if self.types is not None:
+            x = x + self.types.rows(torch.zeros_like(tokens) if ctx.types is None else ctx.types)
+        x = self.kind.embed(x, ctx, self.storage.rows if self.position is None else self.position.rows)
+        x = x if self.norm is None else self.norm(x)
+        return F.dropout(x, self.spec.dropout, self.training) if self.spec.dropout else x
 
     @property
     def weight(self) -> Float[Tensor, "V D"]:
@@ -44,14 +65,69 @@ class EmbeddingLayer(nn.Module):
 
 
 @dataclass(frozen=True)
+class Transform:
+    """norm(act(Linear(x))) before the head (Devlin et al. 2018); no norm: BERT's pooler."""
+
+    activation: Activation
+    norm: Norm | None
+    bias: bool = True
+
+    def build(self, width: int) -> TransformLayer:
+        return TransformLayer(self, width)
+
+    def parameters(self, width: int) -> int:
+        return width * width + width * self.bias + (self.norm.parameters(width) if self.norm else 0)
+
+
+class TransformLayer(nn.Module):
+    def __init__(self, spec: Transform, width: int):
+        super().__init__()
+        self.spec = spec
+        self.dense = Linear(width, width, spec.bias)
+        self.norm = spec.norm.build(width) if spec.norm else None
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        x = ACTIVATIONS[self.spec.activation](self.dense(x))
+        return x if self.norm is None else self.norm(x)
+
+
+class Normalised(Storage):
+    """A matrix whose rows have length 1 whenever it is used (Baichuan 2's NormHead)."""
+
+    def __init__(self, out_features: int, in_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def matmul(self, x: Float[Tensor, "*N i"], bias: Tensor | None) -> Float[Tensor, "*N o"]:
+        return F.linear(x, self.dense(), bias)
+
+    def rows(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N i"]:
+        return F.normalize(F.embedding(ids, self.weight), dim=-1)
+
+    def dense(self) -> Float[Tensor, "o i"]:
+        return F.normalize(self.weight, dim=-1)
+
+
+@dataclass(frozen=True)
 class Head:
-    """Logits from the last hidden states: a Linear onto the vocabulary, whose weight is the embedding's when tied."""
+    """Logits from the last hidden states: a Linear onto the vocabulary, whose weight is the embedding's when tied.
+
+    scale      factor on the hidden states before it
+    softcap    logits become cap * tanh(logits / cap)
+    normalised rows of the weight are brought to length 1
+    transform  what stands between the hidden states and the head
+    """
 
     tied: bool = True
     bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    normalised: bool = False
+    transform: Transform | None = None
 
     def parameters(self, vocab: int, width: int) -> int:
-        return (0 if self.tied else vocab * width) + vocab * self.bias
+        before = self.transform.parameters(width) if self.transform else 0
+        return before + (0 if self.tied else vocab * width) + vocab * self.bias
 
 
 def check_tokens(tokens: Int[Tensor, "B T"], vocab: int) -> None:

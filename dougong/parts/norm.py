@@ -15,17 +15,23 @@ from dougong.parts.shapes import Float
 @dataclass(frozen=True)
 class Norm:
     """rms: x / sqrt(mean(x^2) + eps) * w (Zhang & Sennrich 2019). layer: (x - mean) / sqrt(var + eps) * w + b
-    (Ba et al. 2016). The statistics are taken in float32, whatever the type of x."""
+    (Ba et al. 2016). batch: the same with the mean and variance of each channel over all tokens of the batch (Ioffe &
+    Szegedy 2015), running averages when not training. Statistics are taken in float32, whatever the type of x.
+    """
 
-    kind: Literal["rms", "layer"] = "rms"
+    kind: Literal["rms", "layer", "batch"] = "rms"
     eps: float = 1e-6
-    bias: bool = False  # only LayerNorm has one
+    bias: bool = False  # only LayerNorm and BatchNorm have one
+    weight: bool = True  # False: no factor at all
+    offset: float = 0.0  # the factor is w + offset: 1 where w is stored as its distance from 1
 
-    def build(self, size: int) -> RMSNorm | LayerNorm:
-        return RMSNorm(size, self.eps) if self.kind == "rms" else LayerNorm(size, self.eps, self.bias)
+    def build(self, size: int) -> RMSNorm | LayerNorm | BatchNorm:
+        if self.kind == "rms":
+            return RMSNorm(size, self.eps, self.weight, self.offset)
+        return LayerNorm(size, self.eps, self.weight, self.bias) if self.kind == "layer" else BatchNorm(size, self.eps)
 
     def parameters(self, size: int) -> int:
-        return size * (2 if self.kind == "layer" and self.bias else 1)
+        return size * (self.weight + (self.kind != "rms" and self.bias))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -58,31 +64,52 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int, eps: float, weight: bool = True, offset: float = 0.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size)) if weight else None
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset
         if torch.compiler.is_compiling():  # the compiler fuses the formula, its gradient and what surrounds them
             inverse = (x.float().square().mean(-1, keepdim=True) + self.eps).rsqrt()
-            return (x.float() * inverse).to(x.dtype) * self.weight.to(x.dtype)
-        if torch.is_grad_enabled() and x.dtype == self.weight.dtype == torch.float32:
-            y = _RMSNorm.apply(x, self.weight, self.eps)
+            normal = (x.float() * inverse).to(x.dtype)
+        elif weight is not None and torch.is_grad_enabled() and x.dtype == weight.dtype == torch.float32:
+            y = _RMSNorm.apply(x, weight, self.eps)
             assert isinstance(y, Tensor)
             return y
-        normal = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
-        return normal * self.weight.to(x.dtype)
+        else:
+            normal = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        return normal if weight is None else normal * weight.to(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, size: int, eps: float, bias: bool):
+    def __init__(self, size: int, eps: float, weight: bool, bias: bool):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
+        self.weight = nn.Parameter(torch.empty(size)) if weight else None
         self.bias = nn.Parameter(torch.empty(size)) if bias else None
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        return F.layer_norm(
-            x, (x.shape[-1],), self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype), self.eps
+        weight, bias = (None if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, self.eps)
+
+
+class BatchNorm(nn.Module):
+    """Over all tokens of a batch, padding included: the lesson of why language models do not use it."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+        self.eps = eps
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        y = F.batch_norm(
+            x.flatten(0, -2), self.mean, self.variance, self.weight, self.bias, self.training, 0.1, self.eps
         )
+        return y.view(x.shape)

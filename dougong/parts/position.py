@@ -1,8 +1,6 @@
 """Positions, as objects with three hooks, each doing nothing unless a kind of position needs it.
 
-RoPE (Su et al. 2021) turns each pair of coordinates i of a head by the angle position * theta^(-2i/d). The pairs are
-(i, i + d/2), or (2i, 2i + 1) when interleaved. A scaling changes the frequencies so that a model reaches beyond the
-length it was trained on.
+Rotary positions are in rope.py; here are those that add: to the embeddings, or to the attention scores.
 """
 
 from __future__ import annotations
@@ -10,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dougong.base import DougongError
 from dougong.parts.context import Context
-from dougong.parts.shapes import Float
+from dougong.parts.shapes import Float, Int
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Position:
         """Turn queries and keys to their places, and move heads before tokens."""
         return q.transpose(1, 2), k.transpose(1, 2)
 
-    def bias(self, ctx: Context) -> Float[Tensor, "#B H T S"] | None:
-        """What is added to the attention scores."""
+    def bias(self, ctx: Context, heads: int) -> Float[Tensor, "#B H T S"] | None:
+        """What is added to the attention scores of `heads` heads."""
         return None
 
 
@@ -50,206 +47,10 @@ NOWHERE = Position()
 
 
 @dataclass(frozen=True)
-class LinearScaling:
-    """Position interpolation (Chen et al. 2023): every position divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class NTK:
-    """A larger base instead of smaller positions: theta * factor^(d / (d - 2)) (bloc97, 2023)."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class DynamicNTK:
-    """NTK whose factor grows with the text: none up to `original` tokens. A text of n > original tokens gets
-    theta * (factor n / original - (factor - 1))^(d / (d - 2)), so tokens seen early turn differently once more follow.
-    """
-
-    factor: float
-    original: int
-
-
-@dataclass(frozen=True)
-class Yarn:
-    """YaRN (Peng et al. 2023): fast coordinates keep their frequency, slow ones are interpolated, with a linear ramp
-    between those that turn `beta_fast` and `beta_slow` times within `original` tokens; scores are scaled by
-    `attention_factor` squared (on q and on k). None: 0.1 ln(factor) + 1."""
-
-    factor: float
-    original: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    truncate: bool = True  # round the ramp's ends to whole coordinates
-
-
-@dataclass(frozen=True)
-class Llama3:
-    """Llama 3.1: wavelengths above original / low are divided by `factor`, those below original / high kept, smooth
-    between."""
-
-    factor: float
-    low: float
-    high: float
-    original: int
-
-
-@dataclass(frozen=True)
-class LongRope:
-    """LongRoPE (Ding et al. 2024): a divisor for each frequency, one list up to `original` tokens, another beyond."""
-
-    short: tuple[float, ...]
-    long: tuple[float, ...]
-    original: int
-    attention_factor: float
-
-
-Scaling = LinearScaling | NTK | DynamicNTK | Yarn | Llama3 | LongRope
-
-
-@dataclass(frozen=True)
-class Rope(Position):
-    """Rotary positions on the first `size` coordinates of each head (an even number)."""
-
-    size: int
-    theta: float = 10000.0
-    interleaved: bool = False
-    scaling: Scaling | None = None
-
-    def rotate(
-        self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B T K d"], ctx: Context
-    ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B K T d"]]:
-        """Turn queries and keys to their positions, heads moved before tokens. Angles are taken in float32."""
-        cos, sin = ctx.once(("rope", self, q.dtype), lambda: self.angles(ctx, q.dtype))
-        return turn(q, cos, sin, self.interleaved), turn(k, cos, sin, self.interleaved)
-
-    def angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Float[Tensor, "#B T h"], Float[Tensor, "#B T h"]]:
-        """cos and sin for each position and pair, h = size / 2, with the scaling's attention factor in them."""
-        if isinstance(self.scaling, (DynamicNTK, LongRope)):  # the only two that depend on the text's length
-            lengths = ctx.text_lengths().clamp(min=self.scaling.original).tolist()
-            rows = [[_frequencies(self, self._stage(length)) for length in row] for row in lengths]
-            frequency = torch.stack([torch.stack([each for each, _ in row]) for row in rows])  # (B or 1, T or 1, h)
-            factor = rows[0][0][1]
-        else:
-            frequency, factor = _frequencies(self, 0)
-        angle = ctx.positions[..., None].float() * frequency.to(ctx.positions.device)
-        return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
-
-    def _stage(self, tokens: int) -> int:
-        """All that the frequencies depend on in a text of `tokens` tokens."""
-        return int(tokens > self.scaling.original) if isinstance(self.scaling, LongRope) else tokens
-
-
-@lru_cache(maxsize=256)
-def _frequencies(rope: Rope, stage: int) -> tuple[Tensor, float]:
-    """Radians a position for each pair, (size / 2) float32, and the factor on cos and sin."""
-    size, scaling, theta = rope.size, rope.scaling, rope.theta
-    if isinstance(scaling, NTK):
-        theta *= scaling.factor ** (size / (size - 2))
-    elif isinstance(scaling, DynamicNTK):
-        grown = scaling.factor * stage / scaling.original - (scaling.factor - 1)
-        theta *= grown ** (size / (size - 2))
-    plain = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
-    match scaling:
-        case None | NTK() | DynamicNTK():
-            return plain, 1.0
-        case LinearScaling():
-            return plain / scaling.factor, 1.0
-        case Llama3():
-            return _llama3(plain, scaling), 1.0
-        case Yarn():
-            factor = scaling.attention_factor
-            return _yarn(plain, theta, size, scaling), 0.1 * math.log(scaling.factor) + 1 if factor is None else factor
-        case LongRope():
-            divisors = torch.tensor(scaling.long if stage else scaling.short, dtype=torch.float32)
-            exponent = torch.arange(0, size, 2, dtype=torch.int64).float() / size
-            return 1.0 / (divisors * theta**exponent), scaling.attention_factor
-
-
-def _llama3(plain: Tensor, scaling: Llama3) -> Tensor:
-    wavelength = 2 * math.pi / plain
-    smooth = (scaling.original / wavelength - scaling.low) / (scaling.high - scaling.low)
-    blended = (1 - smooth) * plain / scaling.factor + smooth * plain
-    result = torch.where(wavelength > scaling.original / scaling.low, plain / scaling.factor, blended)
-    return torch.where(wavelength < scaling.original / scaling.high, plain, result)
-
-
-def _yarn(plain: Tensor, theta: float, size: int, scaling: Yarn) -> Tensor:
-    def coordinate(turns: float) -> float:
-        """The (fractional) pair that makes `turns` full turns within the original length."""
-        return size * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = coordinate(scaling.beta_fast), coordinate(scaling.beta_slow)
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, size - 1)
-    if low == high:
-        high += 0.001  # a ramp of no width would divide by zero
-    ramp = ((torch.arange(size // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    return plain / scaling.factor * ramp + plain * (1 - ramp)
-
-
-def _pairs(x: Tensor, size: int, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """The two members of each rotated pair, as views (..., size / 2)."""
-    part = x[..., :size]
-    if interleaved:
-        return part[..., 0::2], part[..., 1::2]
-    return part[..., : size // 2], part[..., size // 2 :]
-
-
-def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Write the rotation of x into `out`, of the same shape in any layout, without a temporary."""
-    size = 2 * cos.shape[-1]
-    (a, b), (c, d) = _pairs(x, size, interleaved), _pairs(out, size, interleaved)
-    torch.mul(a, cos, out=c).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=d).addcmul_(a, sin)
-    if size < x.shape[-1]:
-        out[..., size:].copy_(x[..., size:])
-    return out
-
-
-class _Turn(torch.autograd.Function):
-    """A rotation's gradient is the rotation back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        batch, tokens, heads, size = x.shape
-        out = x.new_empty(batch, heads, tokens, size)
-        _turn_into(out.transpose(1, 2), x, cos, sin, interleaved)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        grad = grads[0].transpose(1, 2)
-        out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        return _turn_into(out, grad, cos, -sin, ctx.interleaved), None, None, None
-
-
-def turn(
-    x: Float[Tensor, "B T H d"], cos: Float[Tensor, "#B T h"], sin: Float[Tensor, "#B T h"], interleaved: bool = False
-) -> Float[Tensor, "B H T d"]:
-    """Rotate the first 2h coordinates of each head and move heads before tokens."""
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    if torch.compiler.is_compiling():
-        a, b = _pairs(x, 2 * cos.shape[-1], interleaved)
-        c, d = a * cos - b * sin, b * cos + a * sin
-        pairs = torch.stack((c, d), -1).flatten(-2) if interleaved else torch.cat((c, d), -1)
-        return torch.cat((pairs, x[..., pairs.shape[-1] :]), -1).transpose(1, 2).to(x.dtype)
-    out = _Turn.apply(x, cos, sin, interleaved)
-    assert isinstance(out, Tensor)
-    return out
-
-
-@dataclass(frozen=True)
 class Learned(Position):
     """A trained vector for each of `size` positions, added to the token's embedding (Radford et al. 2019)."""
+
+    tagged: ClassVar[bool] = True
 
     size: int
     offset: int = 0  # rows before the one of position 0 (BART and its kin keep 2)
@@ -266,3 +67,84 @@ class Learned(Position):
                 f"the text has {last + 1} tokens, but the model has learned {self.size} positions; shorten it"
             )
         return x + rows(ctx.positions + self.offset)
+
+
+@dataclass(frozen=True)
+class Sinusoidal(Position):
+    """Fixed waves added to the embedding (Vaswani et al. 2017): position t, pair i has sin and cos of t theta^(-2i/D).
+
+    apart: all sines before all cosines, instead of in turn.
+    """
+
+    tagged: ClassVar[bool] = True
+
+    theta: float = 10000.0
+    apart: bool = False
+
+    def embed(
+        self, x: Float[Tensor, "B T D"], ctx: Context, rows: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "B T D"]:
+        width = x.shape[-1]
+        pairs = torch.arange(0, width, 2, device=x.device).float() / width
+        angle = ctx.positions[..., None].float() * self.theta**-pairs
+        waves = torch.cat((angle.sin(), angle.cos()), -1) if self.apart else torch.stack((angle.sin(), angle.cos()), -1)
+        return x + waves.reshape(*angle.shape[:-1], -1)[..., :width].to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Alibi(Position):
+    """-slope * distance added to each head's scores (ALiBi, Press et al. 2022).
+
+    Of n = 2^j heads, head h (from 1) has the slope 2^(-strongest h / n). Other counts take the slopes of the power of
+    two below and fill up with every other one of the power above. All are multiplied by `factor`.
+    """
+
+    tagged: ClassVar[bool] = True
+
+    strongest: float = 8.0
+    factor: float = 1.0
+
+    def slopes(self, heads: int) -> list[float]:
+        below = 2 ** math.floor(math.log2(heads))
+        first = [2 ** (-self.strongest * (head + 1) / below) for head in range(below)]
+        between = [2 ** (-self.strongest * (head + 0.5) / below) for head in range(heads - below)]
+        return [self.factor * slope for slope in first + between]
+
+    def bias(self, ctx: Context, heads: int) -> Float[Tensor, "#B H T S"]:
+        distance = ctx.distances()[:, None].abs().float()
+        slopes = torch.tensor(self.slopes(heads), device=distance.device)
+        return ctx.once(("alibi", self, heads), lambda: -slopes[:, None, None] * distance)
+
+
+@dataclass(frozen=True)
+class Relative(Position):
+    """A trained number for each head and bucket of distances (T5, Raffel et al. 2020).
+
+    Half of the buckets are single distances, the rest grow in logarithmic steps up to `reach`; both_ways gives the
+    future buckets of its own. The table (buckets, heads) belongs to the model: all its layers share it.
+    """
+
+    tagged: ClassVar[bool] = True
+
+    buckets: int = 32
+    reach: int = 128
+    both_ways: bool = False
+
+    def bucket(self, distance: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        """The bucket of query position minus key position."""
+        count, first = self.buckets, torch.zeros_like(distance)
+        if self.both_ways:
+            count //= 2
+            first = (distance < 0) * count
+            distance = distance.abs()
+        else:
+            distance = distance.clamp(min=0)
+        single = count // 2
+        steps = (distance.float().clamp(min=1) / single).log() / math.log(self.reach / single) * (count - single)
+        far = (single + steps.long()).clamp(max=count - 1)
+        return first + torch.where(distance < single, distance, far)
+
+    def bias(self, ctx: Context, heads: int) -> Float[Tensor, "#B H T S"]:
+        rows = ctx.relative
+        assert rows is not None, "the model has no table of relative positions"
+        return ctx.once(("relative", self), lambda: rows(self.bucket(ctx.distances())).permute(0, 3, 1, 2))

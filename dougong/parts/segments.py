@@ -30,9 +30,8 @@ class Segments:
     @staticmethod
     def of(ctx: Context) -> Segments | None:
         """The context's documents; None when every row is one document without padding, and can be run as it is."""
-        if ctx.documents is None:
-            return None
-        return ctx.once("segments", lambda: _cut(ctx.documents))
+        documents = ctx.documents
+        return None if documents is None else ctx.once("segments", lambda: _cut(documents))
 
     def split(self, x: Float[Tensor, "B T *D"]) -> Float[Tensor, "N L *D"]:
         """Rows of documents; what stands past a document's end is 0."""

@@ -1,13 +1,14 @@
 """State that a sublayer carries from token to token, and the contiguous store that keeps it.
 
-A sublayer declares its state as named slots; whoever runs the model allocates, owns and advances it. A slot either
-grows by one entry a token (keys and values: (heads, size) a token) or has a fixed size a sequence (a recurrence).
+A sublayer declares its state as named slots; whoever runs the model allocates, owns and advances it. A slot grows by
+one entry a token (keys and values: (heads, size) a token), has a fixed size a sequence (a recurrence), or is made once
+from the source (the keys and values of cross-attention).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,15 +22,18 @@ from dougong.parts.shapes import Float, Int
 
 @dataclass(frozen=True)
 class Slot:
-    """One named piece of state: `shape` a token (heads, size), or a sequence where `per_token` is False."""
+    """One named piece of state: `shape` a token (heads, size), a sequence, or a token of the source (heads, size)."""
 
     shape: tuple[int, ...]
     per_token: bool = True
+    per_source: bool = False  # a token of the source, whatever per_token says
     dtype: torch.dtype | None = None  # None: the model's own
     window: int | None = None  # tokens further back than this are never read again
 
     def elements(self, tokens: int) -> int:
         """Numbers kept for one sequence of `tokens` tokens."""
+        if self.per_source:
+            return 0  # as many as the source has, not the text
         if not self.per_token:
             return math.prod(self.shape)
         return math.prod(self.shape) * (tokens if self.window is None else min(tokens, self.window))
@@ -52,6 +56,10 @@ class LayerState(Protocol):
 
     def write(self, name: str, value: Tensor) -> None:
         """Replace a fixed-size slot."""
+        ...
+
+    def keep(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A slot of the source, (B, heads, S, size): made at the first call, the same ever after."""
         ...
 
 
@@ -82,6 +90,11 @@ class _ContiguousLayer:
     def write(self, name: str, value: Tensor) -> None:
         self.tensors[name].copy_(value)
 
+    def keep(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if name not in self.tensors:
+            self.tensors[name] = make()
+        return self.tensors[name]
+
 
 class Cache:
     """State of B sequences side by side: token t of a sequence stands at place t of its row.
@@ -102,9 +115,16 @@ class Cache:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.total = 0  # keys that the running step can see at most
         self.aligned: int | None = 0  # the common length of all rows, None when they differ
+        self.source: Tensor | None = None  # (B, S, D): the encoder's output, for cross-attention
+        self.source_padding: Tensor | None = None
         self.layers = [
             _ContiguousLayer(
-                self, {name: _allocate(slot, batch, capacity, dtype, device) for name, slot in each.items()}
+                self,
+                {
+                    name: _allocate(slot, batch, capacity, dtype, device)
+                    for name, slot in each.items()
+                    if not slot.per_source
+                },
             )
             for each in slots
         ]
@@ -123,10 +143,11 @@ class Cache:
         steps = torch.arange(new, device=tokens.device)
         positions = self.lengths[:, None] + steps if self.aligned is None else (self.aligned + steps)[None]
         lengths = self.lengths + (new if counts is None else counts)
-        if self.aligned == 0:
-            return Context(positions=positions, lengths=lengths, counts=counts)  # the keys are the new tokens alone
-        keys = torch.arange(self.total, device=tokens.device)[None]
-        return Context(positions=positions, key_positions=keys, lengths=lengths, counts=counts)
+        # At the beginning the keys are the new tokens alone.
+        keys = None if self.aligned == 0 else torch.arange(self.total, device=tokens.device)[None]
+        ctx = Context(positions, keys, lengths=lengths, counts=counts)
+        ctx.source, ctx.source_padding = self.source, self.source_padding
+        return ctx
 
     def advance(self, counts: Int[Tensor, " B"] | int) -> None:
         """End a step: row b now holds `counts[b]` more tokens."""

@@ -15,18 +15,28 @@ width, q = heads * head size, k = kv_heads * head size, F feed-forward width, in
 - a GatedMLP keeps gate, act(gate), up and their product: 4 F. An MLP keeps up and act(up): 2 F. ReLU's output says all
   that its gradient needs: F less
 
+- a mixture of experts keeps, for each of the k experts of a token, its input, what a GatedMLP keeps, and its output,
+  and the router's scores
+- any other mixer or feed-forward is asked: it runs once over tensors without memory, and what it saves is added up
+
 Under autocast to a 2-byte type the residual path and the norms stay in float32, products are kept in 2 bytes, and every
 Linear that reads a norm keeps a 2-byte copy of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
-from dougong.model.spec import LayerSpec, ModelSpec
+import torch
+from torch import Tensor, nn
+
+from dougong.model.spec import FeedForward, LayerSpec, Mixer, ModelSpec
 from dougong.parts import attend as kernels
 from dougong.parts.attention import Attention
+from dougong.parts.context import Context
+from dougong.parts.experts import MoE
 from dougong.parts.feedforward import MLP, GatedMLP
 from dougong.parts.norm import Norm
 
@@ -50,14 +60,63 @@ class Step:
     def low(self) -> bool:
         return self.itemsize < FLOAT
 
-    def keeps_weights(self, mixer: Attention) -> bool:
+    def keeps_weights(self, mixer: Mixer) -> bool:
         """Whether `attend` keeps the attention weights (`attend._blocks_pay`, asked of the spec)."""
         return (
             self.on == "cpu"
+            and isinstance(mixer, Attention)
             and mixer.head_size >= 48
             and self.tokens >= 64
             and FLOAT * self.batch * mixer.heads * self.tokens**2 <= kernels._WEIGHT_BYTES
         )
+
+
+def mixer_bytes(mixer: Mixer, width: int, step: Step) -> float:
+    """Bytes that a mixer keeps for a token, its input not counted."""
+    if isinstance(mixer, Attention) and mixer == replace(
+        mixer,
+        softcap=None,
+        sinks=False,
+        gate=None,
+        clip=None,
+        dropout=0.0,
+        qk_norm_over="head",
+        qk_norm_after_turn=False,
+    ):
+        return attention_bytes(mixer, step)
+    return asked(mixer, width, step)
+
+
+@lru_cache(maxsize=64)
+def asked(part: Mixer | FeedForward, width: int, step: Step) -> float:
+    """Bytes that a sublayer saves for a token, its input and its weights not counted: one pass over tensors that have
+    shapes but no memory, at most 512 tokens long, for parts whose memory grows faster than the text are known."""
+    tokens = min(step.tokens, 512)
+    kind = torch.bfloat16 if step.low else torch.float32
+    with torch.device("meta"):
+        module: nn.Module = part.build(width).to(kind)
+        x = torch.zeros(1, tokens, width, dtype=kind, requires_grad=True) * 1
+        positions = torch.arange(tokens)[None]
+    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    own.add(x.untyped_storage()._cdata)
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        module(x, Context(positions))
+    return sum(storage.nbytes() for storage in saved.values()) / tokens
+
+
+def experts_bytes(ffn: MoE, width: int, step: Step) -> float:
+    """Bytes that a mixture of experts keeps for a token, its input not counted."""
+    each = 2 * width + ffn.hidden * (4 if ffn.gated else 2)
+    shared = feedforward_bytes(ffn.shared, width, step) if ffn.shared else 0
+    return step.itemsize * ffn.top_k * each + FLOAT * 2 * ffn.experts + shared
 
 
 def attention_bytes(mixer: Attention, step: Step) -> int:
@@ -68,7 +127,7 @@ def attention_bytes(mixer: Attention, step: Step) -> int:
         starts = range(0, step.tokens, kernels._BLOCK)
         ends = [min(start + kernels._BLOCK, step.tokens) for start in starts]
         weights = sum((end - start) * end for start, end in zip(starts, ends, strict=True)) // step.tokens
-        count = FLOAT * (queries + 2 * spread + mixer.heads * weights) + step.itemsize * queries
+        count = step.itemsize * (2 * queries + 2 * spread + mixer.heads * weights)
     else:
         copied = queries if mixer.position is not None else 0
         count = step.itemsize * (2 * queries + 2 * spread + copied) + FLOAT * mixer.heads
@@ -79,25 +138,27 @@ def attention_bytes(mixer: Attention, step: Step) -> int:
     return count
 
 
-def feedforward_bytes(ffn: MLP | GatedMLP, step: Step) -> int:
+def feedforward_bytes(ffn: FeedForward, width: int, step: Step) -> float:
     """Bytes that a feed-forward keeps for a token, its input not counted."""
+    if isinstance(ffn, MoE):
+        return experts_bytes(ffn, width, step)
+    if not isinstance(ffn, (MLP, GatedMLP)):
+        return asked(ffn, width, step)
     kept = 4 if isinstance(ffn, GatedMLP) else 2
     return step.itemsize * ffn.hidden * (kept - (ffn.activation == "relu"))
 
 
-def layer_bytes(layer: LayerSpec, width: int, step: Step) -> int:
+def layer_bytes(layer: LayerSpec, width: int, step: Step) -> float:
     """Bytes that a layer keeps for a token: its sublayers', their inputs, and the norms'."""
-    count = attention_bytes(layer.mixer, step) + layer.norms() * (FLOAT * width + _statistics(layer.norm))
-    readers = [3]  # q, k and v read the mixer's norm
+    count = mixer_bytes(layer.mixer, width, step) + layer.norms() * (FLOAT * width + _statistics(layer.norm))
+    inputs = 1  # one cast for all that read it
     if layer.ffn is not None:
-        count += feedforward_bytes(layer.ffn, step)
-        readers.append(2 if isinstance(layer.ffn, GatedMLP) else 1)
-    if step.low and layer.wiring == "post":  # the residual stream is cast for each that reads it
-        return count + step.itemsize * width * sum(readers)
-    return count + step.itemsize * width * (1 if layer.wiring == "parallel" else len(readers))
+        count += feedforward_bytes(layer.ffn, width, step)
+        inputs += layer.wiring != "parallel"
+    return count + step.itemsize * width * inputs
 
 
-def model_bytes(spec: ModelSpec, step: Step, recompute: bool = False) -> int:
+def model_bytes(spec: ModelSpec, step: Step, recompute: bool = False) -> float:
     """Bytes that the whole model keeps for a token, from its id (8) to the hidden states that the head reads.
 
     recompute: the layers keep their inputs alone, and the backward pass holds the rest of one layer at a time.

@@ -10,6 +10,7 @@ import torch
 from dougong.base import DougongError, nearest
 from dougong.model.spec import ModelSpec
 from dougong.parts.cross_entropy import chunk_rows
+from dougong.parts.experts import MoE
 from dougong.plan.activations import FLOAT, Step, layer_bytes, model_bytes
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,11 +59,14 @@ def optimizer_bytes(spec: ModelSpec, optimizer: str) -> int:
 
 def layer_matrices(spec: ModelSpec) -> int:
     """Parameters that stand in matrices inside the layers: a layer's operations that do not depend on the context are
-    two for each of them."""
+    two for each of them, but of experts only the chosen ones work."""
     count = 0.0
     for layer in spec.layers:
         count += layer.mixer.flops(spec.width, 0.0) / 2
-        count += layer.ffn.flops(spec.width, 0.0) / 2 if layer.ffn else 0
+        if isinstance(layer.ffn, MoE):  # a token's operations touch a few of them
+            count += layer.ffn.parameters(spec.width)
+        elif layer.ffn is not None:
+            count += layer.ffn.flops(spec.width, 0.0) / 2
     return int(count)
 
 
@@ -91,7 +95,7 @@ def training_memory(
     states = optimizer_bytes(spec, optimizer)
     rows = batch * tokens
     step = Step(batch, tokens, _itemsize(dtype), on)
-    activations = rows * model_bytes(spec, step, recompute)
+    activations = int(rows * model_bytes(spec, step, recompute))
     if packed and not all(step.keeps_weights(layer.mixer) for layer in spec.layers):
         activations += rows * tokens * step.itemsize  # the mask, (B, T, T), shared by all layers
     low = step.itemsize if step.low else 0
@@ -104,9 +108,9 @@ def training_memory(
     loss = FLOAT * rows * spec.width + (FLOAT + 2 * low) * head + logits
     # At the end of the backward pass: the embedding's gradient arrives whole before it is added to the head's, or the
     # first layer stands there again in full.
-    last = FLOAT * head if spec.head.tied else 0
+    last = FLOAT * head if spec.head and spec.head.tied else 0
     if recompute:
-        last = max(last, *(rows * layer_bytes(layer, spec.width, step) for layer in spec.layers[:1]))
+        last = max(last, *(int(rows * layer_bytes(layer, spec.width, step)) for layer in spec.layers[:1]))
     held = gradients if accumulate > 1 else 0  # all through the step, where they are added to
     peak = weights + states + max(activations + loss + held, gradients + last)
     return TrainingMemory(weights, gradients, states, activations, max(loss, last), peak)

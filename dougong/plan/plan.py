@@ -81,7 +81,7 @@ def plan(
         parameters=spec.parameters(),
         active_parameters=spec.active_parameters(),
         embedding_parameters=spec.embedding.parameters(spec.vocab, spec.width)
-        + spec.head.parameters(spec.vocab, spec.width),
+        + (spec.head.parameters(spec.vocab, spec.width) if spec.head else 0),
         forward_flops_per_token=forward,
         training_flops_per_token=3 * forward,
         training=training_memory(spec, batch, length, optimizer, dtype, accumulate, packed, recompute, on),

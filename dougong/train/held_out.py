@@ -29,5 +29,5 @@ def held_out_bits(model: Model, store: TokenStore, length: int, overlap: int = 0
         kept = rows.targets != IGNORED
         hidden, targets = hidden[kept], rows.targets[kept]
         for part, target in zip(hidden.split(512), targets.split(512), strict=True):
-            nats += float(F.cross_entropy(model.head(part).float(), target, reduction="sum"))
+            nats += float(F.cross_entropy(model.logits(part).float(), target, reduction="sum"))
     return bits_per_byte(nats, store.bytes)

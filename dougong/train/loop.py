@@ -20,8 +20,11 @@ from dougong.base.allocator import keep_memory
 from dougong.data.batch import Batch
 from dougong.data.loader import LoaderState
 from dougong.model import Model
+from dougong.parts.balance import rebalance
+from dougong.parts.router import TopKRouter
 from dougong.train.checkpoint import latest, read_facts, restore_checkpoint, save_checkpoint
 from dougong.train.monitor import Monitor, Progress
+from dougong.train.mtp import with_mtp
 from dougong.train.objectives import Loss, causal_lm
 from dougong.train.optimizers import Optimizer
 from dougong.train.precision import choose_precision
@@ -46,6 +49,7 @@ class Training:
     accumulate   micro-batches a batch is cut into, each forward and backward alone, to save memory
     precision    float32; bfloat16 products over float32 weights (autocast); auto: the faster one on this machine
     recompute    drop the layers' activations and compute them again in the backward pass
+    rebalance    step of the corrections that balance experts without a loss (DeepSeek-V3 took 0.001); 0: left alone
     checkpoint   updates between checkpoints; 0: only when stopped
     evaluate     updates between evaluations; 0: none (a job measures its model at the end in any case)
     """
@@ -57,6 +61,7 @@ class Training:
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     compile: bool = False
     recompute: bool = False
+    rebalance: float = 0.0
     checkpoint: int = 200
     evaluate: int = 0
     tensorboard: bool = False
@@ -70,7 +75,14 @@ class Training:
 def next_token(model: Model, batch: Batch) -> Loss:
     """The causal objective on a batch of rows."""
     output = model(batch.tokens, documents=batch.documents, positions=batch.positions)
-    return causal_lm(output.hidden, model.head, batch.targets)
+    head = model.spec.head
+    softcap = head.softcap if head else None
+    loss = causal_lm(model.features(output.hidden), model.head, batch.targets, softcap=softcap)
+    loss = with_mtp(model, batch, output.hidden, loss)
+    if output.auxiliary is not None:  # a mean over tokens: as large a share of the sum
+        extra = output.auxiliary * loss.weight
+        loss = replace(loss, sum=loss.sum + extra, metrics={**loss.metrics, "auxiliary": extra.detach()})
+    return replace(loss, loads=output.loads)
 
 
 class Stopped(Exception):
@@ -189,6 +201,8 @@ class _Step:
         self.model, self.training, self.ranks = model, training, ranks
         self.objective = torch.compile(objective) if training.compile else objective
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if training.rebalance < 0:
+            raise DougongError(f"training.rebalance is {training.rebalance}; expected 0 or a small positive step")
         if not self.parameters:
             raise DougongError("the model has no parameter to train; all are frozen")
         model.recompute = training.recompute
@@ -199,6 +213,7 @@ class _Step:
         total = torch.zeros((), device=device)
         weight = torch.zeros((), device=device)
         metrics: dict[str, Tensor] = {}
+        loads: dict[TopKRouter, Tensor] = {}
         for micro in batch.micro(self.training.accumulate):
             with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
                 loss = self.objective(self.model, micro)
@@ -207,7 +222,10 @@ class _Step:
             weight += loss.weight
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, torch.zeros((), device=device)) + value.detach()
-        self.ranks.sum(total, weight, *metrics.values())
+            for router, counts in loss.loads if self.training.rebalance else ():
+                if isinstance(router, TopKRouter) and router.correction is not None:
+                    loads[router] = loads.get(router, torch.zeros_like(router.correction)) + counts
+        self.ranks.sum(total, weight, *metrics.values(), *loads.values())
         self.ranks.sum_gradients(self.parameters)
         if float(weight) == 0:
             raise DougongError("a batch has no token to learn from; check the loss mask of the data")
@@ -217,6 +235,9 @@ class _Step:
         scale = (clip / (norm + 1e-6)).clamp(max=1.0) / weight if clip else 1 / weight
         if bool(torch.isfinite(norm)) and bool(torch.isfinite(total)):
             update(scale)
+            for router, counts in loads.items():
+                assert router.correction is not None
+                rebalance(router.correction, counts, self.training.rebalance)
         else:  # one bad batch must not poison the weights; many are the guard's business
             for parameter in self.parameters:
                 parameter.grad = None

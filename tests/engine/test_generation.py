@@ -18,7 +18,8 @@ from dougong.model import LayerSpec, Model, ModelSpec, initialise
 from dougong.parts.embedding import Embedding
 from dougong.parts.feedforward import MLP
 from dougong.parts.norm import Norm
-from dougong.parts.position import Learned, Llama3, Yarn
+from dougong.parts.position import Learned
+from dougong.parts.rope import Llama3, Yarn
 
 from .standin import small
 

@@ -62,7 +62,7 @@ def test_a_misspelled_local_path_is_not_looked_up_on_the_hub(saved: Path, monkey
 def test_single_files_of_a_folder(saved: Path) -> None:
     refused(saved / WEIGHTS, "load the folder", str(saved))
     (saved / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
-    refused(saved / "model.gguf", "GGUF", "later version")
+    refused(saved / "model.gguf", "damaged or cut short", "download it again")
 
 
 def test_config_json(saved: Path) -> None:

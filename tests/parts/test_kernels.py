@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from dougong.parts import attend as kernels
 from dougong.parts import matmul
-from dougong.parts.attend import attend, reference
+from dougong.parts.attend import Scoring, attend, reference
 from dougong.parts.context import Context
 from dougong.parts.cross_entropy import cross_entropy
 from dougong.parts.linear import Linear
 from dougong.parts.norm import Norm
-from dougong.parts.position import Rope
+from dougong.parts.rope import Rope
 
 
 def filled(module, seed=0):
@@ -112,12 +112,32 @@ def test_attend_equals_the_reference(kind, heads, kv_heads, window, tokens, size
     q = torch.randn(2, heads, tokens, size, requires_grad=True)
     k, v = (torch.randn(2, kv_heads, tokens, size, requires_grad=True) for _ in range(2))
     ctx = contexts(2, tokens)[kind]
-    mine, truth = attend(q, k, v, ctx, window), reference(q, k, v, ctx, window)
+    mine, truth = attend(q, k, v, ctx, Scoring(window)), reference(q, k, v, ctx, Scoring(window))
     close(mine, truth)
     for a, b in zip(gradients(mine, (q, k, v)), gradients(truth, (q, k, v)), strict=True):
         close(a, b)
     with torch.no_grad():
-        close(attend(q, k, v, ctx, window), truth)
+        close(attend(q, k, v, ctx, Scoring(window)), truth)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["causal", "full", "packed", "padded"])
+@pytest.mark.parametrize(("window", "softcap", "sunk"), [(5, None, False), (None, 3.0, False), (7, 2.0, True)])
+def test_what_a_gpu_would_give_to_flex_attention_is_the_reference(monkeypatch, kind, window, softcap, sunk):
+    """The choice and its arguments; the kernel itself runs uncompiled here."""
+    from dougong.parts import flex
+
+    torch.manual_seed(0)
+    q, (k, v) = torch.randn(2, 4, 21, 16), torch.randn(2, 2, 2, 21, 16).unbind(0)
+    ctx, how = contexts(2, 21)[kind], Scoring(window, softcap=softcap)
+    sinks = torch.randn(4) if sunk else None
+    truth, seen = reference(q, k, v, ctx, how, sinks=sinks), []
+    close(attend(q, k, v, ctx, how, sinks=sinks), truth)
+    original = flex.flex
+    monkeypatch.setattr(kernels, "_on_gpu", lambda q: True)
+    monkeypatch.setattr(flex, "flex", lambda *given: seen.append(1) or original(*given))
+    close(attend(q, k, v, ctx, how, sinks=sinks), truth)
+    assert seen
 
 
 def test_blocks_are_what_trains_on_a_cpu(monkeypatch):

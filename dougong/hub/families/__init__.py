@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from dougong.base import DougongError
-from dougong.hub.families import gpt2, llama, mistral, qwen2, qwen3
 from dougong.hub.families.reader import HARMLESS
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
@@ -29,8 +29,73 @@ class Family(Protocol):
         ...
 
 
-# In the order in which a spec without a family is offered to them; the key is config.json's model_type.
-FAMILIES: dict[str, Family] = {"llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "gpt2": gpt2}
+class _Families(Mapping[str, Family]):
+    """Modules by config.json's model_type, imported when first asked for."""
+
+    def __init__(self, modules: Mapping[str, str]):
+        self._modules = modules
+
+    def __getitem__(self, name: str) -> Family:
+        family = import_module(f"{__name__}.{self._modules[name]}")
+        assert isinstance(family, Family)
+        return family
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+# model_type: module, in the order in which a spec without a family is offered to them.
+FAMILIES = _Families(
+    {
+        "llama": "llama",
+        "mistral": "mistral",
+        "qwen2": "qwen2",
+        "qwen3": "qwen3",
+        "gpt2": "gpt2",
+        "mixtral": "mixtral",
+        "qwen2_moe": "qwen2_moe",
+        "qwen3_moe": "qwen3_moe",
+        "glm4_moe": "glm4_moe",
+        "minimax_m2": "minimax_m2",
+        "gpt_oss": "gpt_oss",
+        "gemma": "gemma",
+        "gemma2": "gemma2",
+        "gemma3_text": "gemma3_text",
+        "phi3": "phi3",
+        "gpt_neox": "gpt_neox",
+        "nanochat": "nanochat",
+        "glm": "glm",
+        "glm4": "glm4",
+        "olmo": "olmo",
+        "olmo2": "olmo2",
+        "olmo3": "olmo3",
+        "falcon": "falcon",
+        "bloom": "bloom",
+        "mpt": "mpt",
+        "baichuan": "baichuan",
+        "mamba": "mamba",
+        "mamba2": "mamba2",
+        "rwkv": "rwkv",
+        "jamba": "jamba",
+        "deepseek_v2": "deepseek_v2",
+        "deepseek_v3": "deepseek_v3",
+        "deepseek_v32": "deepseek_v32",
+        "qwen3_next": "qwen3_next",
+        "qwen3_5_text": "qwen3_5",
+        "qwen3_5_moe_text": "qwen3_5",
+        "minimax": "minimax",
+        "kimi_linear": "kimi_linear",
+        "bert": "bert",
+        "roberta": "roberta",
+        "modernbert": "modernbert",
+        "t5": "t5",
+        "bart": "bart",
+        "switch_transformers": "switch_transformers",
+    }
+)
 
 
 def family_named(name: Any, where: str = "") -> Family:

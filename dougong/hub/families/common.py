@@ -1,22 +1,25 @@
-"""What several families share: the Llama shape and its names, activations, windows, and the check of exactness."""
+"""What several families share: the Llama shape, activations, windows, and the check of exactness."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from dougong.base import DougongError
+from dougong.hub.families.names import LLAMA_KEYS as LLAMA_KEYS
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_rope, write_rope
-from dougong.hub.keymap import KeyMap, Rule
-from dougong.model.spec import LayerSpec, ModelSpec
+from dougong.hub.families.rope import read_rope, rope_share, write_rope
+from dougong.model.spec import LayerSpec, ModelSpec, Wiring
 from dougong.parts.attention import Attention
-from dougong.parts.embedding import Head
-from dougong.parts.feedforward import Activation, GatedMLP
+from dougong.parts.embedding import Embedding, Head
+from dougong.parts.feedforward import MLP, Activation, GatedMLP
 from dougong.parts.norm import Norm
+from dougong.parts.rope import Rope
 
 T = TypeVar("T")
+KINDS = ("full_attention", "sliding_attention")
+RMS = Norm("rms", 1e-6)
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -33,35 +36,25 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
 }
 
-LLAMA_KEYS = KeyMap(
-    rules=(
-        Rule("model.embed_tokens.weight", ("embedding.weight",)),
-        Rule("model.layers.{i}.input_layernorm.weight", ("layers.{i}.mixer_norm.weight",)),
-        *(
-            Rule(f"model.layers.{{i}}.self_attn.{name}_proj.{kind}", (f"layers.{{i}}.mixer.{name}.{kind}",))
-            for name in "qkvo"
-            for kind in ("weight", "bias")
-        ),
-        Rule("model.layers.{i}.self_attn.q_norm.weight", ("layers.{i}.mixer.q_norm.weight",)),
-        Rule("model.layers.{i}.self_attn.k_norm.weight", ("layers.{i}.mixer.k_norm.weight",)),
-        Rule("model.layers.{i}.post_attention_layernorm.weight", ("layers.{i}.ffn_norm.weight",)),
-        *(
-            Rule(f"model.layers.{{i}}.mlp.{name}_proj.{kind}", (f"layers.{{i}}.ffn.{name}.{kind}",))
-            for name in ("gate", "up", "down")
-            for kind in ("weight", "bias")
-        ),
-        Rule("model.norm.weight", ("norm.weight",)),
-        Rule("lm_head.weight", ("head.weight",)),
-    ),
-    prefix="model.",
-    constants=("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
-    tied=("lm_head.weight", "model.embed_tokens.weight"),
-)
-"""Names of Llama, which Mistral and Qwen took over."""
+
+def respelled(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """`config` with its old names of keys (old=new) replaced where the new one is not there."""
+    out = dict(config)
+    for old, new in names.items():
+        value = out.pop(old, None)
+        if value is not None and out.get(new) is None:
+            out[new] = value
+    return out
+
+
+def pass_over(config: Reader, names: str) -> None:
+    """Take note of keys (separated by spaces) that change nothing in this family."""
+    for name in names.split():
+        config.raw(name)
 
 
 def read_activation(config: Reader, key: str, default: str) -> Activation:
-    name = config.raw(key, default)
+    name = config.raw(key) or default
     if name not in ACTIVATIONS:
         raise DougongError(f"config.json of {config.family}: {key} is {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -83,11 +76,21 @@ def read_decoder(
     ffn_bias: bool = False,
     qk_norm: bool = False,
     windows: Callable[[int], Sequence[int | None]] | None = None,
+    ropes: Callable[[int, int], Rope | tuple[Rope, Rope]] | None = None,
+    mixer: Mapping[str, Any] | None = None,
+    ffn: type[GatedMLP] | type[MLP] = GatedMLP,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
+    norm: Norm = RMS,
+    wiring: Wiring = "pre",
+    tied: bool = False,
+    softcap: float | None = None,
 ) -> ModelSpec:
-    """The Llama shape: RMSNorm before each sublayer, RoPE, a gated feed-forward.
+    """The Llama shape: RMSNorm before each sublayer, RoPE, a gated feed-forward; and what differs in its kin.
 
-    `context`, `kv_heads` and `head_size` are the family's defaults for keys that the config leaves out (None: as many
-    as heads, width / heads); `windows` gives each layer's window for a number of layers.
+    `context`, `kv_heads`, `head_size`, `norm` and `tied` are the family's defaults for keys that the config leaves out
+    (None: as many as heads, width / heads), `activation` names its key and default. `windows` gives each layer's
+    window for a number of layers; `ropes` the rotation of all layers, or of those without and with a window, from the
+    size of a head and the context. `mixer` holds further fields of Attention; `softcap` is the head's.
     """
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     depth, limit = config.integer("num_hidden_layers"), config.integer("max_position_embeddings", context)
@@ -96,25 +99,35 @@ def read_decoder(
     size = config.integer("head_dim", head_size or width // heads)
     # transformers: a missing key takes the family's default, null means one for each head.
     shared = config.integer("num_key_value_heads", heads) if config.raw("num_key_value_heads", 0) != 0 else kv_heads
-    norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
-    rope = read_rope(config, size, limit)
-    ffn = GatedMLP(config.integer("intermediate_size"), read_activation(config, "hidden_act", "silu"), ffn_bias)
+    norm = replace(norm, eps=config.number("rms_norm_eps", norm.eps))
+    rope = ropes(size, limit) if ropes else read_rope(config, size, limit)
+    full, local = rope if isinstance(rope, tuple) else (rope, rope)
+    attention = Attention(heads, shared or heads, size, bias, out_bias, full, norm if qk_norm else None)
+    attention = replace(attention, **(mixer or {}))
+    inner = ffn(config.integer("intermediate_size"), read_activation(config, *activation), ffn_bias)
     layers = tuple(
-        LayerSpec(
-            Attention(heads, shared or heads, size, bias, out_bias, rope, norm if qk_norm else None, window), ffn, norm
-        )
+        LayerSpec(replace(attention, window=window, position=local if window else full), inner, norm, wiring)
         for window in (windows(depth) if windows else (None,) * depth)
     )
-    head = Head(tied=config.flag("tie_word_embeddings", False))
+    head = Head(tied=config.flag("tie_word_embeddings", tied), softcap=softcap)
     vocab = config.integer("vocab_size")
     config.refuse_rest()
-    return ModelSpec(vocab, width, limit, layers, norm=norm, head=head)
+    return ModelSpec(vocab, width, limit, layers, Embedding(), norm, head)
 
 
-def write_decoder(family: str, spec: ModelSpec) -> dict[str, Any]:
-    """The keys that `read_decoder` reads, from the first layer; `exact` sees to the others."""
+def write_decoder(
+    family: str,
+    spec: ModelSpec,
+    kind: type[GatedMLP] | type[MLP] = GatedMLP,
+    activation: str = "hidden_act",
+    partial: str | None = None,
+) -> dict[str, Any]:
+    """The keys that `read_decoder` reads, from the first layer; `exact` sees to the others.
+
+    activation: the family's key for it; partial: its key for the share of a head that turns (None: all of it).
+    """
     first = first_layer(family, spec)
-    mixer, ffn = expect(family, "mixer", first.mixer, Attention), expect(family, "ffn", first.ffn, GatedMLP)
+    mixer, ffn = expect(family, "mixer", first.mixer, Attention), expect(family, "ffn", first.ffn, kind)
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.width,
@@ -123,12 +136,18 @@ def write_decoder(family: str, spec: ModelSpec) -> dict[str, Any]:
         "num_attention_heads": mixer.heads,
         "num_key_value_heads": mixer.kv_heads,
         "head_dim": mixer.head_size,
-        "hidden_act": write_activation(ffn.activation),
+        activation: write_activation(ffn.activation),
         "max_position_embeddings": spec.context,
         "rms_norm_eps": first.norm.eps,
         **write_rope(family, mixer.position),
-        "tie_word_embeddings": spec.head.tied,
+        **({partial: rope_share(mixer)} if partial else {}),
+        "tie_word_embeddings": expect(family, "head", spec.head, Head).tied,
     }
+
+
+def attention_of(family: str, spec: ModelSpec) -> Attention:
+    """The first layer's mixer. Raises DougongError where that is not attention."""
+    return expect(family, "mixer", first_layer(family, spec).mixer, Attention)
 
 
 def read_windows(config: Reader) -> Callable[[int], Sequence[int | None]]:
@@ -140,19 +159,18 @@ def read_windows(config: Reader) -> Callable[[int], Sequence[int | None]]:
         return lambda depth: [size if index >= full_before else None for index in range(depth)]
 
     def listed(depth: int) -> list[int | None]:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) != depth or any(kind not in known for kind in types):
-            raise config.wrong("layer_types", types, f"{depth} of {' or '.join(known)}")
-        if size is None and known[1] in types:
+        if not isinstance(types, list) or len(types) != depth or any(kind not in KINDS for kind in types):
+            raise config.wrong("layer_types", types, f"{depth} of {' or '.join(KINDS)}")
+        if size is None and KINDS[1] in types:
             raise config.wrong("layer_types", types, "no sliding_attention, for use_sliding_window is false")
-        return [size if kind == known[1] else None for kind in types]
+        return [size if kind == KINDS[1] else None for kind in types]
 
     return listed
 
 
 def write_windows(spec: ModelSpec) -> dict[str, Any]:
     """The keys that `read_windows` reads."""
-    windows = [layer.mixer.window for layer in spec.layers]
+    windows = windows_of(spec)
     sizes = [window for window in windows if window is not None]
     full_before = windows.index(sizes[0]) if sizes else len(windows)
     return {
@@ -160,8 +178,35 @@ def write_windows(spec: ModelSpec) -> dict[str, Any]:
         "sliding_window": sizes[0] if sizes else None,
         # For versions that do not know layer_types; exact where all layers after the first with a window have one.
         "max_window_layers": full_before,
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        **write_layer_types(spec),
     }
+
+
+def read_layer_types(config: Reader, size: int, full: Callable[[int], bool]) -> Callable[[int], list[int | None]]:
+    """Windows where `layer_types` says which layers have one; without it, those for whose number `full` is false.
+
+    size: the window of a config that gives none.
+    """
+    types = config.raw("layer_types")
+    window = check_window(config, config.raw("sliding_window", size))
+
+    def windows(depth: int) -> list[int | None]:
+        kinds = [KINDS[not full(index)] for index in range(depth)] if types is None else types
+        if not isinstance(kinds, list) or len(kinds) != depth or any(kind not in KINDS for kind in kinds):
+            raise config.wrong("layer_types", kinds, f"{depth} of {' or '.join(KINDS)}")
+        if window is None and KINDS[1] in kinds:
+            raise config.wrong("sliding_window", window, "a number of tokens, for some layers have a window")
+        return [window if kind == KINDS[1] else None for kind in kinds]
+
+    return windows
+
+
+def write_layer_types(spec: ModelSpec) -> dict[str, Any]:
+    return {"layer_types": [KINDS[window is not None] for window in windows_of(spec)]}
+
+
+def windows_of(spec: ModelSpec) -> list[int | None]:
+    return [layer.mixer.window if isinstance(layer.mixer, Attention) else None for layer in spec.layers]
 
 
 def check_window(config: Reader, size: Any) -> int | None:

@@ -54,7 +54,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 def to_config(spec: ModelSpec) -> dict[str, Any]:
     first = first_layer(FAMILY, spec)
     mixer, ffn = expect(FAMILY, "mixer", first.mixer, Attention), expect(FAMILY, "ffn", first.ffn, MLP)
-    scales = [layer.mixer.scale for layer in spec.layers]
+    scales = [expect(FAMILY, "mixer", layer.mixer, Attention).scale for layer in spec.layers]
     by_size, by_layer = True, False
     for by_size, by_layer in product((True, False), (False, True)):
         if scales == [_scale(mixer.head_size, i, by_size, by_layer) for i in range(len(scales))]:
@@ -70,7 +70,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "layer_norm_epsilon": first.norm.eps,
         "scale_attn_weights": by_size,
         "scale_attn_by_inverse_layer_idx": by_layer,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": expect(FAMILY, "head", spec.head, Head).tied,
     }
     return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
 

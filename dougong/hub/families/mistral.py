@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dougong.hub.families.common import LLAMA_KEYS, check_window, exact, first_layer, read_decoder, write_decoder
+from dougong.hub.families.common import LLAMA_KEYS, attention_of, check_window, exact, read_decoder, write_decoder
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
@@ -24,7 +24,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    window = first_layer(FAMILY, spec).mixer.window
+    window = attention_of(FAMILY, spec).window
     return exact(FAMILY, ARCHITECTURE, spec, {**write_decoder(FAMILY, spec), "sliding_window": window}, from_config)
 
 

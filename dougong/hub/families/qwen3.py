@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dougong.hub.families.common import LLAMA_KEYS, exact, read_decoder, read_windows, write_decoder, write_windows
+from dougong.hub.families.common import (
+    LLAMA_KEYS,
+    attention_of,
+    exact,
+    read_decoder,
+    read_windows,
+    write_decoder,
+    write_windows,
+)
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
@@ -33,7 +41,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = {**write_decoder(FAMILY, spec), **write_windows(spec), "attention_bias": spec.layers[0].mixer.bias}
+    config = {**write_decoder(FAMILY, spec), **write_windows(spec), "attention_bias": attention_of(FAMILY, spec).bias}
     return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
 
 

@@ -11,36 +11,53 @@ from typing import Any
 
 from dougong.base import DougongError
 from dougong.hub.families.reader import Reader
-from dougong.parts.position import DynamicNTK, LinearScaling, Llama3, LongRope, Rope, Scaling, Yarn
+from dougong.model.spec import ModelSpec
+from dougong.parts.attention import Attention
+from dougong.parts.rope import DynamicNTK, LinearScaling, Llama3, LongRope, Rope, Scaling, Yarn
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
-def read_rope(config: Reader, size: int, context: int) -> Rope:
-    """Rotation of heads of `size` in a model for `context` tokens. Raises DougongError for a kind or key not known."""
-    if size % 2:
-        raise config.wrong("head_dim", size, "an even number, for coordinates turn in pairs")
+def read_rope(
+    config: Reader,
+    size: int,
+    context: int,
+    partial: float | None = None,
+    interleaved: bool = False,
+    theta: float = 10000.0,
+) -> Rope:
+    """Rotation of heads of `size` in a model for `context` tokens. Raises DougongError for a kind or key not known.
+
+    partial: the share of a head that turns, and theta: the base, where the config does not say. None: the family turns
+    whole heads, and a config that asks for less is refused.
+    """
     old, new = config.raw("rope_scaling"), config.raw("rope_parameters")
     name = "rope_scaling" if old else "rope_parameters"
     given = old or new or {}
     if not isinstance(given, dict):
         raise config.wrong(name, given, "a mapping")
     inner = Reader(config.family, given, f"{name}.")
-    theta = inner.positive("rope_theta", config.positive("rope_theta", 10000.0))
+    theta = inner.positive("rope_theta", config.positive("rope_theta", theta))
     for reader in (inner, config):
-        if reader.number("partial_rotary_factor", 1.0) != 1.0:
-            raise reader.wrong("partial_rotary_factor", reader.raw("partial_rotary_factor"), "1.0")
+        share = reader.positive("partial_rotary_factor", partial or 1.0)
+        if partial is None and share != 1:
+            raise reader.wrong("partial_rotary_factor", share, "1.0")
+    whole = partial or 1.0
+    size = int(size * inner.positive("partial_rotary_factor", config.positive("partial_rotary_factor", whole)))
+    if size % 2 or size < 2:
+        raise config.wrong("head_dim", size, "an even number of turning coordinates, for they turn in pairs")
     kind = inner.raw("rope_type", inner.raw("type", "default"))
     inner.raw("type")
+    kind = "longrope" if kind == "su" else kind  # Phi-3's first name for it
     if kind not in KINDS:
         raise DougongError(f"config.json of {config.family}: {name}.rope_type is {kind!r}; known: {', '.join(KINDS)}")
     # Phi-3's place for the original length wins in transformers; without any, the longest text is the original one.
-    original = config.integer("original_max_position_embeddings", 0) or inner.integer(
-        "original_max_position_embeddings", context
-    )
+    own = inner.integer("original_max_position_embeddings", context)
+    original = config.integer("original_max_position_embeddings", 0) or own
     scaling = _scaling(inner, kind, size, context, original)
     inner.refuse_rest()
-    return Rope(size, theta, scaling=scaling)
+    return Rope(size, theta, interleaved, scaling)
 
 
 def _scaling(inner: Reader, kind: str, size: int, context: int, original: int) -> Scaling | None:
@@ -85,6 +102,50 @@ def _yarn_attention(inner: Reader, factor: float) -> float | None:
     if mscale and all_dim:
         return usual(mscale) / usual(all_dim)
     return 1.0 if factor < 1 else None
+
+
+def read_two_ropes(config: Reader, size: int, context: int, theta: float, local: float | None) -> tuple[Rope, Rope]:
+    """Rotations of layers without and with a window: `rope_parameters` has a mapping for each kind of layer.
+
+    In the old spelling `rope_theta` (default: theta) and `rope_scaling` are those of layers without a window, and
+    layers with one turn unscaled with `rope_local_base_freq` (default: local; None: with the same base as the others).
+    """
+    nested, scaling = config.raw("rope_parameters") or {}, config.raw("rope_scaling") or {}
+    if not isinstance(nested, dict) or not set(nested) <= set(LAYER_KINDS):
+        raise config.wrong("rope_parameters", nested, f"a mapping with {' and '.join(LAYER_KINDS)}")
+    theta = config.positive("rope_theta", theta)
+    if local is not None:
+        local = config.positive("rope_local_base_freq", local)
+    full = {"rope_theta": theta, **(nested.get(LAYER_KINDS[0]) or {}), **scaling}
+    near = {"rope_theta": local or theta, **(nested.get(LAYER_KINDS[1]) or {})}
+    first, second = (
+        read_rope(Reader(config.family, {"rope_parameters": each}, f"{kind}: "), size, context)
+        for kind, each in zip(LAYER_KINDS, (full, near), strict=True)
+    )
+    return first, second
+
+
+def write_layer_ropes(family: str, spec: ModelSpec) -> dict[str, Any]:
+    """The keys that `read_two_ropes` reads back, in the new spelling, and beside it in the old one for the layers
+    without a window. A kind that no layer is of has the other's."""
+    found: dict[bool, Any] = {}
+    for layer in spec.layers:
+        if isinstance(layer.mixer, Attention):
+            found.setdefault(layer.mixer.window is not None, layer.mixer.position)
+    old = {windowed: write_rope(family, found.get(windowed, found.get(not windowed))) for windowed in (False, True)}
+    nested = {
+        kind: {"rope_theta": each["rope_theta"], **(each["rope_scaling"] or {"rope_type": "default"})}
+        for kind, each in zip(LAYER_KINDS, old.values(), strict=True)
+    }
+    return {**old[False], "rope_parameters": nested}
+
+
+def rope_share(mixer: Attention) -> float:
+    """The share of a head that turns, such that the size of a head times it comes out right when rounded down."""
+    if not isinstance(mixer.position, Rope):
+        return 1.0
+    share = mixer.position.size / mixer.head_size
+    return share if int(mixer.head_size * share) == mixer.position.size else math.nextafter(share, 2.0)
 
 
 def write_rope(family: str, rope: Any) -> dict[str, Any]:

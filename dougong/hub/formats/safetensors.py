@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dougong.base import DougongError, write_json
-from dougong.hub.formats.source import Weights, describe_damage
+from dougong.hub.formats.source import Weights, describe_damage, misplaced
 
 
 class SafetensorsWeights(Weights):
@@ -30,12 +30,11 @@ class SafetensorsWeights(Weights):
             for name in handle.keys():  # noqa: SIM118 - a handle is no mapping
                 if places.get(name, file) == file:
                     self._place[name] = folder / file
-                    self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    piece = handle.get_slice(name)
+                    self.shapes[name] = tuple(piece.get_shape())
+                    self.float8 |= piece.get_dtype().startswith("F8_")
         if absent := [name for name in places if name not in self._place]:
-            raise DougongError(
-                f"{folder}: {self.index} places {absent[0]} in {places[absent[0]]}, which lacks it "
-                f"({len(absent)} such tensors); download the folder again"
-            )
+            raise misplaced(folder, self.index, places, absent)
 
     def read(self, name: str) -> Tensor:
         # Opened anew each time, which costs little: pages of a mapped file count as memory in use until it is closed.

@@ -12,10 +12,14 @@ from dougong.base import DougongError, read_json
 
 
 class Weights(ABC):
-    """Named tensors on disk. `shapes` is in the order in which reading is cheapest; `where` names it in errors."""
+    """Named tensors on disk. `shapes` is in the order in which reading is cheapest; `where` names it in errors.
+
+    float8: whether any of them is in 8-bit floats, in which nothing can be computed as it is.
+    """
 
     where: str
     shapes: dict[str, tuple[int, ...]]
+    float8: bool = False
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
@@ -46,7 +50,9 @@ def open_weights(folder: Path) -> Weights:
         if (folder / kind.index).exists():
             return kind(folder, _shards(folder, kind.index))
     looked = [name for kind in (SafetensorsWeights, PickledWeights) for name in (kind.single, kind.index)]
-    raise DougongError(f"{folder} has no weights; looked for {', '.join(looked)}")
+    parts = sorted(path.name for path in folder.glob("*-of-*") if path.suffix in (".safetensors", ".bin"))
+    also = f"; it has {parts[0]} without the index of its parts" if parts else ""
+    raise DougongError(f"{folder} has no weights; looked for {', '.join(looked)}{also}")
 
 
 def _shards(folder: Path, index: str) -> dict[str, str]:
@@ -55,6 +61,9 @@ def _shards(folder: Path, index: str) -> dict[str, str]:
     places = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(places, dict) or not places:
         raise DougongError(f"{folder / index} has no weight_map; download it again")
+    # Only files of this very folder: an index may come from anywhere.
+    if odd := [name for name in places.values() if not isinstance(name, str) or name != Path(name).name]:
+        raise DougongError(f"{folder / index} places tensors in {odd[0]!r}; expected names of files in the same folder")
     files = sorted(set(places.values()))
     if absent := [name for name in files if not (folder / name).is_file()]:
         raise DougongError(
@@ -62,6 +71,14 @@ def _shards(folder: Path, index: str) -> dict[str, str]:
             "download them again"
         )
     return places
+
+
+def misplaced(folder: Path, index: str, places: dict[str, str], absent: list[str]) -> DougongError:
+    """The error for tensors that the index places in files which lack them."""
+    return DougongError(
+        f"{folder}: {index} places {absent[0]} in {places[absent[0]]}, which lacks it ({len(absent)} such tensors); "
+        "download the folder again"
+    )
 
 
 def describe_damage(path: Path, detail: object) -> DougongError:

@@ -1,0 +1,95 @@
+"""Which head a checkpoint has: config.json's `architectures` tells (BertModel, LlamaForSequenceClassification, ...).
+
+Here are the labels of classes, and the heads of decoders, which are the same in all families (semantics: transformers'
+modeling_layers). Encoders have heads of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dougong.base import DougongError
+from dougong.hub.families.reader import Reader
+from dougong.hub.keymap import KeyMap, Rule
+from dougong.model.spec import ModelSpec
+from dougong.parts.embedding import Head
+from dougong.parts.heads import Classifier, Span, Task, TokenClassifier
+
+CLASSES, TOKENS, SPAN, BARE = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"
+
+
+def read_architecture(config: Reader, name: str, known: Mapping[str, Any] | tuple[str, ...], usual: str) -> str:
+    """What follows the family's `name` in `architectures`: one of `known`; `usual` where the config does not say."""
+    given = config.raw("architectures") or [name + usual]
+    if not isinstance(given, list) or len(given) != 1 or str(given[0]).removeprefix(name) not in known:
+        raise config.wrong("architectures", given, " or ".join(name + each for each in known))
+    return str(given[0]).removeprefix(name)
+
+
+def read_labels(config: Reader) -> tuple[str, ...]:
+    """Names of the classes in the order of their numbers. transformers has two classes where a config says nothing."""
+    given = config.raw("id2label")
+    if not given:
+        return tuple(f"LABEL_{index}" for index in range(config.integer("num_labels", 2)))
+    if not isinstance(given, dict) or sorted(given) != sorted(str(index) for index in range(len(given))):
+        raise config.wrong("id2label", given, "a name for each of the numbers from 0")
+    return tuple(str(given[str(index)]) for index in range(len(given)))
+
+
+def write_labels(labels: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def read_dropout(config: Reader, default: float) -> float:
+    """`classifier_dropout`, or what the family falls back to where it is null."""
+    return config.number("classifier_dropout", default)
+
+
+def read_decoder_task(config: Reader, name: str) -> tuple[bool, Task | None]:
+    """Whether `architectures` names a decoder with a head over the vocabulary, and the head for a task that it has."""
+    given = config.raw("architectures") or []
+    kind = str(given[0]).removeprefix(name) if given else ""
+    dropout = read_dropout(config, config.number("hidden_dropout", 0.1))
+    if kind == CLASSES:
+        return False, Classifier(read_labels(config), at="last", bias=False)
+    if kind == TOKENS:
+        return False, TokenClassifier(read_labels(config), dropout=dropout)
+    return kind not in (BARE, SPAN), Span() if kind == SPAN else None
+
+
+def write_decoder_task(family: str, name: str, spec: ModelSpec) -> tuple[ModelSpec, str, dict[str, Any]]:
+    """What `read_decoder_task` reads: the spec with a head over the vocabulary alone, the architecture, and keys."""
+    body = replace(spec, head=spec.head or Head(tied=False), task=None)
+    match spec.task:
+        case None:
+            return body, name + (BARE if spec.head is None else "ForCausalLM"), {}
+        case Classifier():
+            return body, name + CLASSES, write_labels(spec.task.labels)
+        case TokenClassifier():
+            return body, name + TOKENS, {**write_labels(spec.task.labels), "classifier_dropout": spec.task.dropout}
+        case Span():
+            return body, name + SPAN, {}
+        case _:
+            raise DougongError(f"{family} cannot express a task head of {type(spec.task).__name__}")
+
+
+def decoder_task_keys(spec: ModelSpec, keys: KeyMap, span_prefix: str = "transformer.") -> KeyMap:
+    """The names of a decoder's weights under the head that it has. `span_prefix` stands for the family's own before
+    the body's names in models for question answering (an old habit of some families)."""
+    own = keys.prefix
+
+    def named(prefix: str) -> KeyMap:
+        rules = (replace(rule, foreign=prefix + rule.foreign.removeprefix(own)) for rule in keys.rules)
+        constants = tuple(prefix + each.removeprefix(own) for each in keys.constants)
+        return replace(keys, rules=tuple(rules), constants=constants, prefix=prefix)
+
+    if spec.task is None:
+        return keys if spec.head is not None else named("")
+    keys, output = (named(span_prefix), "qa_outputs") if isinstance(spec.task, Span) else (keys, "score")
+    kinds = ("weight", "bias")
+    return replace(keys, rules=(*keys.rules, *(Rule(f"{output}.{kind}", (f"task.output.{kind}",)) for kind in kinds)))

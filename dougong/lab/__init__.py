@@ -1,0 +1,30 @@
+"""The lab: claims about language models, each an experiment of one command, several seeds, intervals and plain words.
+
+An experiment trains small models of one text or task and changes one thing. What is small here may be otherwise at
+scale: every report says how small.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from dougong.base import DougongError, nearest
+from dougong.lab.experiment import Experiment
+
+EXPERIMENTS = {
+    "positions": "positions inside and beyond the training length",
+    "norms": "where the norm stands, and which, by depth",
+    "heads": "MHA, GQA, MQA and MLA at equal parameters",
+    "experts": "dense against mixture of experts at equal operations a token",
+    "mixers": "attention and recurrences: recall, and speed by length",
+}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of that name. Raises DougongError for an unknown one."""
+    if name not in EXPERIMENTS:
+        raise DougongError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}; known: {', '.join(EXPERIMENTS)}")
+    return import_module(f"dougong.lab.{name}").EXPERIMENT
+
+
+__all__ = ["EXPERIMENTS", "Experiment", "experiment"]

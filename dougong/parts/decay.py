@@ -1,0 +1,130 @@
+"""How fast a recurrent state fades: log decays g <= 0 for every token and head, fixed or from the input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dougong.parts.low_rank import products, projection
+from dougong.parts.shapes import Float
+
+
+@dataclass(frozen=True)
+class FixedDecay:
+    """g = log(gamma_h), one number a head that is not trained (RetNet, Sun et al. 2023; lightning attention)."""
+
+    tagged: ClassVar[bool] = True
+
+    logs: tuple[float, ...]
+
+    @staticmethod
+    def retention(heads: int) -> FixedDecay:
+        """RetNet's gamma_h = 1 - 2^(-5-h)."""
+        return FixedDecay(tuple(math.log1p(-(2.0 ** (-5 - head))) for head in range(heads)))
+
+    @staticmethod
+    def slopes(heads: int, share: float = 1.0) -> FixedDecay:
+        """ALiBi's slopes 2^(-8h/H), h = 1 ... H, times `share` (in lightning attention it falls with depth)."""
+        return FixedDecay(tuple(-share * 2.0 ** (-8 * (head + 1) / heads) for head in range(heads)))
+
+    def build(self, width: int, heads: int, size: int) -> FixedDecayLayer:
+        return FixedDecayLayer(self)
+
+    def parameters(self, width: int, heads: int, size: int) -> int:
+        return 0
+
+    def products(self, width: int, heads: int, size: int) -> int:
+        """Those of the parameters that stand in matrices."""
+        return 0
+
+
+class FixedDecayLayer(nn.Module):
+    def __init__(self, spec: FixedDecay):
+        super().__init__()
+        self.logs = spec.logs
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H 1"]:
+        logs = torch.tensor(self.logs, device=x.device)[:, None]
+        return logs.expand(*x.shape[:2], -1, -1)
+
+
+@dataclass(frozen=True)
+class SigmoidDecay:
+    """g = log sigmoid(b(a(x)) + bias) / temperature for each key channel (GLA, Yang et al. 2023)."""
+
+    tagged: ClassVar[bool] = True
+
+    rank: int = 16
+    temperature: float = 16.0
+
+    def build(self, width: int, heads: int, size: int) -> SigmoidDecayLayer:
+        return SigmoidDecayLayer(self, width, heads, size)
+
+    def parameters(self, width: int, heads: int, size: int) -> int:
+        return self.products(width, heads, size) + heads * size
+
+    def products(self, width: int, heads: int, size: int) -> int:
+        return products(width, heads * size, self.rank)
+
+
+class SigmoidDecayLayer(nn.Module):
+    def __init__(self, spec: SigmoidDecay, width: int, heads: int, size: int):
+        super().__init__()
+        self.heads, self.temperature = heads, spec.temperature
+        self.step = projection(width, heads * size, spec.rank, bias=True)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H d"]:
+        return F.logsigmoid(self.step(x).float()).unflatten(-1, (self.heads, -1)) / self.temperature
+
+
+@dataclass(frozen=True)
+class SoftplusDecay:
+    """g = -exp(log_rate_h) softplus(step(x) + bias), as in Mamba-2 and gated DeltaNet.
+
+    rank None: one g a head. Otherwise one a key channel, from a step of that rank (Kimi Delta Attention).
+    """
+
+    tagged: ClassVar[bool] = True
+
+    rank: int | None = None
+
+    def build(self, width: int, heads: int, size: int) -> SoftplusDecayLayer:
+        return SoftplusDecayLayer(self, width, heads, size)
+
+    def parameters(self, width: int, heads: int, size: int) -> int:
+        return self.products(width, heads, size) + self._steps(heads, size) + heads
+
+    def products(self, width: int, heads: int, size: int) -> int:
+        return products(width, self._steps(heads, size), self.rank)
+
+    def _steps(self, heads: int, size: int) -> int:
+        return heads if self.rank is None else heads * size
+
+
+class SoftplusDecayLayer(nn.Module):
+    def __init__(self, spec: SoftplusDecay, width: int, heads: int, size: int):
+        super().__init__()
+        self.heads = heads
+        out = heads if spec.rank is None else heads * size
+        self.step = projection(width, out, spec.rank)
+        self.bias = nn.Parameter(torch.empty(out))
+        self.log_rate = nn.Parameter(torch.empty(heads))
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H c"]:
+        step = F.softplus(self.step(x).float() + self.bias.float())
+        return -self.log_rate.float().exp()[:, None] * step.unflatten(-1, (self.heads, -1))
+
+    @torch.no_grad()
+    def initial(self, generator: torch.Generator) -> None:
+        """Rates uniform in [1, 16], steps log-uniform in [0.001, 0.1] at x = 0 (Dao & Gu 2024)."""
+        self.log_rate.uniform_(1.0, 16.0, generator=generator).log_()
+        step = torch.empty_like(self.bias).uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp()
+        self.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
+
+
+Decay = FixedDecay | SigmoidDecay | SoftplusDecay

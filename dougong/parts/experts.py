@@ -1,0 +1,138 @@
+"""Mixture of experts: many feed-forwards, of which each token uses a few (Shazeer et al. 2017; Fedus et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dougong.base import DougongError
+from dougong.parts.balance import counts
+from dougong.parts.context import Context
+from dougong.parts.feedforward import ACTIVATIONS, MLP, Activation, GatedMLP
+from dougong.parts.grouped import GroupedLinear, Groups
+from dougong.parts.linear import Linear
+from dougong.parts.router import Base, ExpertChoice, Hash, TopK
+from dougong.parts.routing import combine, dispatch
+from dougong.parts.shapes import Float
+from dougong.parts.state import LayerState, Slots
+
+RouterSpec = TopK | ExpertChoice | Hash | Base
+
+
+@dataclass(frozen=True)
+class ClampedSwiGLU:
+    """(clamp(up, -limit, limit) + 1) g sigmoid(alpha g) with g = min(gate, limit) (gpt-oss)."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
+
+
+@dataclass(frozen=True)
+class MoE:
+    """y = sum over the token's experts of weight_e expert_e(x), plus what all tokens share.
+
+    Each of `experts` is a feed-forward of `hidden`: down(act(gate(x)) * up(x)) where `gated`, else down(act(up(x))).
+    top_k      experts that a token uses (the mean of them where experts choose)
+    shared     a feed-forward for every token (DeepSeek-MoE), times sigmoid(w x) where `shared_gate` (Qwen2-MoE)
+    """
+
+    tagged: ClassVar[bool] = True
+
+    experts: int
+    top_k: int
+    hidden: int
+    router: RouterSpec = field(default_factory=TopK)
+    activation: Activation | ClampedSwiGLU = "silu"
+    gated: bool = True
+    bias: bool = False
+    shared: GatedMLP | MLP | None = None
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.experts:
+            raise DougongError(f"top_k is {self.top_k}; expected 1 to {self.experts}, the number of experts")
+        if isinstance(self.activation, ClampedSwiGLU) and not self.gated:
+            raise DougongError("ClampedSwiGLU multiplies a gate; set gated to true or choose another activation")
+        if self.shared_gate and self.shared is None:
+            raise DougongError("shared_gate is set, but there is nothing shared")
+
+    def build(self, width: int) -> MoELayer:
+        return MoELayer(self, width)
+
+    def slots(self) -> Slots:
+        return self.router.slots(self.experts)
+
+    def expert(self) -> GatedMLP | MLP:
+        """One expert as a feed-forward (of the usual activation): its costs are the costs of an expert."""
+        usual = "silu" if isinstance(self.activation, ClampedSwiGLU) else self.activation
+        return (GatedMLP if self.gated else MLP)(self.hidden, usual, self.bias)
+
+    def _always(self, width: int) -> int:
+        shared = self.shared.parameters(width) if self.shared else 0
+        return self.router.parameters(width, self.experts) + shared + width * self.shared_gate
+
+    def parameters(self, width: int) -> int:
+        return self._always(width) + self.experts * self.expert().parameters(width)
+
+    def active_parameters(self, width: int) -> int:
+        """Parameters that one token touches."""
+        return self._always(width) + self.top_k * self.expert().parameters(width)
+
+    def flops(self, width: int, context: float) -> float:
+        shared = self.shared.flops(width, context) if self.shared else 0
+        chosen = self.top_k * self.expert().flops(width, context)
+        return self.router.flops(width, self.experts) + chosen + shared + 2 * width * self.shared_gate
+
+
+class ExpertsLayer(nn.Module):
+    """All experts, over rows sorted by expert."""
+
+    def __init__(self, spec: MoE, width: int):
+        super().__init__()
+        self.activation = spec.activation
+        inner, outer = ("expert", "embed", "ffn"), ("expert", "ffn", "embed")
+        self.gate = GroupedLinear(spec.experts, width, spec.hidden, spec.bias, inner) if spec.gated else None
+        self.up = GroupedLinear(spec.experts, width, spec.hidden, spec.bias, inner)
+        self.down = GroupedLinear(spec.experts, spec.hidden, width, spec.bias, outer)
+
+    def forward(self, x: Float[Tensor, "P D"], groups: Groups) -> Float[Tensor, "P D"]:
+        up = self.up(x, groups)
+        if isinstance(self.activation, ClampedSwiGLU):
+            assert self.gate is not None
+            return self.down(self.activation(self.gate(x, groups), up), groups)
+        act = ACTIVATIONS[self.activation]
+        return self.down(act(up) if self.gate is None else act(self.gate(x, groups)) * up, groups)
+
+
+class MoELayer(nn.Module):
+    def __init__(self, spec: MoE, width: int):
+        super().__init__()
+        self.spec = spec
+        self.router = spec.router.build(width, spec.experts, spec.top_k)
+        self.experts = ExpertsLayer(spec, width)
+        self.shared = spec.shared.build(width) if spec.shared else None
+        self.shared_gate = Linear(width, 1, axes=("embed", "one")) if spec.shared_gate else None
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
+    ) -> Float[Tensor, "B T D"]:
+        routing = self.router(x, ctx, state)
+        order = routing.experts.argsort(stable=True)
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        rows = dispatch(x.flatten(0, 1), routing, order, places)
+        groups = Groups(counts(routing.experts, self.spec.experts))
+        y = combine(self.experts(rows, groups), routing, order, places).view(x.shape)
+        if self.shared is not None:
+            shared = self.shared(x, ctx)
+            y = y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"experts={self.spec.experts}, top_k={self.spec.top_k}"

@@ -64,6 +64,8 @@ def _scaling(inner: Reader, kind: str, size: int, context: int, original: int) -
     if kind == "linear":
         return LinearScaling(inner.positive("factor"))
     if kind == "dynamic":
+        if size < 4:  # theta grows by a power of size / (size - 2)
+            raise inner.wrong("rope_type", kind, f"another kind, for a head turns {size} coordinates and needs 4")
         if original != context:  # transformers 4 and 5 disagree on which of the two counts
             raise inner.wrong("original_max_position_embeddings", original, f"max_position_embeddings, {context}")
         return DynamicNTK(inner.positive("factor"), context)

@@ -8,7 +8,7 @@ side is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ def read(
     copies = {here(copy): here(original) for copy, original in (keys.tied, *keys.copies)}
     copies = {copy: original for copy, original in copies.items() if copy in found and copy not in by_name}
     known = {here(name) for name in (*keys.constants, *keys.derived)}.union(by_name, copies)
-    extra = [name for name in found if name not in known and _pattern(name) not in known]
+    extra = [name for name in found if known.isdisjoint(_patterns(name))]
     if missing := [name for name in by_name if name not in found]:
         also = f"; it also holds {some(extra)}, unknown to this config" if extra else ""
         raise DougongError(f"{weights.where} lacks {len(missing)} of the tensors of {family}: {some(missing)}{also}")
@@ -185,6 +185,20 @@ def read(
                 put(own, piece, by_name[name].expert)
 
 
-def _pattern(name: str) -> str:
-    """The name with "{i}" for the number of the layer."""
-    return ".".join(LAYER if part.isdigit() else part for part in name.split("."))
+def _patterns(name: str) -> tuple[str, str, str]:
+    """The name; with "{i}" for every number; with "{i}" for every number but the first, the layer's."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    later = [LAYER if place in numbers[1:] else part for place, part in enumerate(parts)]
+    return name, ".".join(LAYER if part.isdigit() else part for part in parts), ".".join(later)
+
+
+# What DeepSeek-V3's form adds to a layer that predicts a further token: its names under model.layers.{number}.
+PREDICTING = ("eh_proj", "enorm", "hnorm", "embed_tokens", "shared_head.head", "shared_head.norm")
+
+
+def with_predicting_layer(keys: KeyMap, number: int) -> KeyMap:
+    """`keys` of files that may hold one more layer, for predicting a further token, which is not read."""
+    same = [rule.foreign.replace(LAYER, str(number)) for rule in keys.rules if LAYER in rule.foreign]
+    more = [f"model.layers.{number}.{name}.weight" for name in PREDICTING]
+    return replace(keys, constants=(*keys.constants, *(name.replace(EXPERT, LAYER) for name in (*same, *more))))

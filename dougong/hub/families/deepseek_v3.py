@@ -1,7 +1,7 @@
 """DeepSeek-V3, R1 and the models of their form (Moonlight): latent attention, experts by sigmoid with a correction.
 
 Semantics: transformers' modeling_deepseek_v3. The layers for multi-token prediction, which `num_nextn_predict_layers`
-counts, take no part in it: transformers leaves them out of the model too.
+counts, take no part in it: files may hold them, and they are not read (transformers leaves them out of the model too).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from dougong.hub.families.common import exact
 from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
 from dougong.hub.families.reader import Reader
-from dougong.hub.keymap import KeyMap
+from dougong.hub.keymap import KeyMap, with_predicting_layer
 from dougong.model.spec import ModelSpec
 from dougong.parts.rope import Rope
 from dougong.parts.router import TopK
@@ -53,4 +53,4 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return deepseek_keys(spec)
+    return with_predicting_layer(deepseek_keys(spec), len(spec.layers))

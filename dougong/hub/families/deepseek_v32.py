@@ -15,7 +15,7 @@ from dougong.hub.families.common import exact
 from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
 from dougong.hub.families.deepseek_v3 import USUAL, read_router
 from dougong.hub.families.reader import Reader
-from dougong.hub.keymap import KeyMap
+from dougong.hub.keymap import KeyMap, with_predicting_layer
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.indexer import Indexer
@@ -69,4 +69,4 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return deepseek_keys(spec)
+    return with_predicting_layer(deepseek_keys(spec), len(spec.layers))

@@ -19,7 +19,7 @@ from dougong.hub.families.sparse import (
     with_experts,
     write_sparse_decoder,
 )
-from dougong.hub.keymap import KeyMap, Rule
+from dougong.hub.keymap import KeyMap, Rule, with_predicting_layer
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP
@@ -87,4 +87,5 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
 
 def keys(spec: ModelSpec) -> KeyMap:
     correction = Rule("model.layers.{i}.mlp.gate.e_score_correction_bias", ("layers.{i}.ffn.router.correction",))
-    return expert_keys("mlp", "gate_proj", "up_proj", "down_proj", *shared_rules("shared_experts"), correction)
+    names = expert_keys("mlp", "gate_proj", "up_proj", "down_proj", *shared_rules("shared_experts"), correction)
+    return with_predicting_layer(names, len(spec.layers))

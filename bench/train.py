@@ -176,6 +176,7 @@ def main() -> None:
                     print(f"{name} {mode} {precision}: did not start")
                     continue
                 running.append(Contender(name, mode, precision, process))
+                print(f"ready: {precision} {mode} {CONTENDERS[name]}", file=sys.stderr)
     times: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(options.rounds):
         for each in running:

@@ -1,4 +1,4 @@
-"""Files of DeepSeek-V3's form hold one more layer, for predicting a further token: it is passed over, nothing else is."""
+"""Files of DeepSeek-V3's form hold one more layer, for predicting a further token: it is passed over, no other is."""
 
 from __future__ import annotations
 

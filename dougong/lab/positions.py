@@ -90,7 +90,7 @@ class Positions(Experiment):
             if f"{prefix}beyond" in results.values[name]:
                 gap = difference(results.values[name][f"{prefix}beyond"], results.values[name][f"{prefix}inside"])
                 word = "loses" if gap.value > 0 else "gains"
-                sure = "" if separates(gap) else ", which three seeds do not separate from nothing"
+                sure = "" if separates(gap) else ", which the seeds do not separate from nothing"
                 told.append(f"{name}{' + YaRN' if prefix else ''} {word} {abs(gap.value):.2f} bits beyond{sure}.")
         return told
 

@@ -11,8 +11,6 @@ import tyro
 from dougong.base import DougongError, atomic_file
 from dougong.cli.options import Flag, hint, parse
 
-EXAMPLE = "dougong lab positions"
-
 
 @dataclass(frozen=True)
 class Lab:

@@ -8,7 +8,7 @@ side is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -191,14 +191,3 @@ def _patterns(name: str) -> tuple[str, str, str]:
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     later = [LAYER if place in numbers[1:] else part for place, part in enumerate(parts)]
     return name, ".".join(LAYER if part.isdigit() else part for part in parts), ".".join(later)
-
-
-# What DeepSeek-V3's form adds to a layer that predicts a further token: its names under model.layers.{number}.
-PREDICTING = ("eh_proj", "enorm", "hnorm", "embed_tokens", "shared_head.head", "shared_head.norm")
-
-
-def with_predicting_layer(keys: KeyMap, number: int) -> KeyMap:
-    """`keys` of files that may hold one more layer, for predicting a further token, which is not read."""
-    same = [rule.foreign.replace(LAYER, str(number)) for rule in keys.rules if LAYER in rule.foreign]
-    more = [f"model.layers.{number}.{name}.weight" for name in PREDICTING]
-    return replace(keys, constants=(*keys.constants, *(name.replace(EXPERT, LAYER) for name in (*same, *more))))

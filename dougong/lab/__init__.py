@@ -23,7 +23,7 @@ EXPERIMENTS = {
 def experiment(name: str) -> Experiment:
     """The experiment of that name. Raises DougongError for an unknown one."""
     if name not in EXPERIMENTS:
-        raise DougongError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}; known: {', '.join(EXPERIMENTS)}")
+        raise DougongError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}")
     return import_module(f"dougong.lab.{name}").EXPERIMENT
 
 

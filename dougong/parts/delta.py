@@ -22,9 +22,10 @@ from dougong.parts.decay import Decay
 from dougong.parts.feedforward import ACTIVATIONS, Activation
 from dougong.parts.linear import Linear
 from dougong.parts.linear_attention import finish
-from dougong.parts.linear_recurrence import each_document, scan
+from dougong.parts.linear_recurrence import scan
 from dougong.parts.low_rank import products, projection
 from dougong.parts.norm import Norm
+from dougong.parts.segments import each_document
 from dougong.parts.shapes import Bool, Float
 from dougong.parts.state import LayerState, Slot, Slots
 

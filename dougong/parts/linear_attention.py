@@ -15,10 +15,11 @@ from dougong.parts.context import Context
 from dougong.parts.decay import Decay
 from dougong.parts.feedforward import ACTIVATIONS, Activation
 from dougong.parts.linear import Linear
-from dougong.parts.linear_recurrence import CHUNK, each_document, scan
+from dougong.parts.linear_recurrence import CHUNK, scan
 from dougong.parts.norm import Norm
 from dougong.parts.position import NOWHERE
 from dougong.parts.rope import Rope
+from dougong.parts.segments import each_document
 from dougong.parts.shapes import Bool, Float
 from dougong.parts.state import LayerState, Slot, Slots
 

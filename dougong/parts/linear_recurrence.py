@@ -13,14 +13,11 @@ loop only from chunk to chunk (Hua et al. 2022; for the delta rule the WY form o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dougong.parts.context import Context
-from dougong.parts.segments import Segments
 from dougong.parts.shapes import Bool, Float
 
 CHUNK = 64
@@ -59,16 +56,6 @@ def scan(
         else:
             y, state = chunked(q, k, wide, decay, beta, state, size)
     return y.to(v.dtype), state
-
-
-def each_document(
-    run: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], ctx: Context
-) -> Float[Tensor, "B T *E"]:
-    """`run` of several tensors (B, T, *) over the same tokens, every document alone and right-padded with 0."""
-    segments = Segments.of(ctx)
-    if segments is None:
-        return run(parts)
-    return segments.join(run([segments.split(part) for part in parts]), parts[0])
 
 
 def recurrent(

@@ -6,7 +6,7 @@ tokens first, is run from a fresh state, and goes back to its places. Padding, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +65,19 @@ def _cut(documents: Tensor) -> Segments:
     return Segments(source, real)
 
 
+def each_document(
+    run: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], ctx: Context
+) -> Float[Tensor, "B T *E"]:
+    """`run` of several tensors (B, T, *) over the same tokens, every document alone, from a fresh state, padded on the
+    right with 0. Causal `run` may ignore what stands past a document's end."""
+    segments = Segments.of(ctx)
+    if segments is None:
+        return run(parts)
+    return segments.join(run([segments.split(part) for part in parts]), parts[0])
+
+
 def by_document(
     run: Callable[[Float[Tensor, "N L D"]], Float[Tensor, "N L E"]], x: Float[Tensor, "B T D"], ctx: Context
 ) -> Float[Tensor, "B T E"]:
-    """`run` on every document alone, from a fresh state. Causal `run` may ignore what stands past a document's end."""
-    segments = Segments.of(ctx)
-    return run(x) if segments is None else segments.join(run(segments.split(x)), x)
+    """`each_document` of one tensor."""
+    return each_document(lambda parts: run(parts[0]), (x,), ctx)

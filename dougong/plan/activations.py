@@ -89,9 +89,16 @@ def mixer_bytes(mixer: Mixer, width: int, step: Step) -> float:
 
 @lru_cache(maxsize=64)
 def asked(part: Mixer | FeedForward, width: int, step: Step) -> float:
-    """Bytes that a sublayer saves for a token, its input and its weights not counted: one pass over tensors that have
-    shapes but no memory, at most 512 tokens long, for parts whose memory grows faster than the text are known."""
-    tokens = min(step.tokens, 512)
+    """Bytes that a sublayer saves for a token, its input and its weights not counted.
+
+    Found by a pass over tensors that have shapes but no memory. Beyond 1,024 tokens, which take a recurrence long, it
+    goes on along the line through 512 and 1,024: what a token keeps is constant, or grows with the text where
+    scores are kept.
+    """
+    if step.tokens > 1024:
+        half, whole = (asked(part, width, replace(step, tokens=tokens)) for tokens in (512, 1024))
+        return whole + (whole - half) * (step.tokens - 1024) / 512
+    tokens = step.tokens
     kind = torch.bfloat16 if step.low else torch.float32
     with torch.device("meta"):
         module: nn.Module = part.build(width).to(kind)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import dougong
 from dougong.base import DougongError
-from dougong.hub.keymap import PREDICTING
+from dougong.hub.families.names import PREDICTING
 from tests.hub import foreign
 
 pytest.importorskip("transformers", reason="the checkpoints are made by transformers")

@@ -94,6 +94,15 @@ def test_peak_of_a_step_is_within_ten_percent_of_every_byte_allocated(name, dtyp
     assert near(planned.peak_bytes - planned.weights_bytes, step, share)
 
 
+@pytest.mark.parametrize("name", ["softcap", "mamba 2"])
+def test_long_texts_are_planned_from_short_ones(name):
+    """Kept scores grow with the text, a recurrence's state does not."""
+    spec, tokens = SPECS[name][0], 1280
+    model, ids = built(spec, 1, tokens)
+    planned = training_memory(spec, 1, tokens).activations_bytes
+    assert near(planned, saved_bytes(model, ids), 0.06)
+
+
 def test_gradients_held_over_accumulation_are_counted_on_top():
     spec, batch, tokens = SPECS["more weights than activations"]
     model, ids = built(spec, batch, tokens)

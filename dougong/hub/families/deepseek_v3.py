@@ -11,8 +11,9 @@ from typing import Any
 
 from dougong.hub.families.common import exact
 from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
+from dougong.hub.families.names import with_predicting_layer
 from dougong.hub.families.reader import Reader
-from dougong.hub.keymap import KeyMap, with_predicting_layer
+from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.rope import Rope
 from dougong.parts.router import TopK

@@ -14,8 +14,9 @@ from dougong.base import DougongError
 from dougong.hub.families.common import exact
 from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
 from dougong.hub.families.deepseek_v3 import USUAL, read_router
+from dougong.hub.families.names import with_predicting_layer
 from dougong.hub.families.reader import Reader
-from dougong.hub.keymap import KeyMap, with_predicting_layer
+from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.indexer import Indexer

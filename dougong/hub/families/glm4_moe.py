@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dougong.hub.families.common import attention_of, exact, pass_over, read_activation, read_decoder
+from dougong.hub.families.names import with_predicting_layer
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.sparse import (
     expert_keys,
@@ -19,7 +20,7 @@ from dougong.hub.families.sparse import (
     with_experts,
     write_sparse_decoder,
 )
-from dougong.hub.keymap import KeyMap, Rule, with_predicting_layer
+from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP

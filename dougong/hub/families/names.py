@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from dougong.hub.keymap import CONCAT, KeyMap, Rule
+from dougong.hub.keymap import CONCAT, EXPERT, LAYER, KeyMap, Rule
 from dougong.hub.layouts import Layout
 
 LLAMA_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
@@ -58,3 +59,14 @@ def llama_keys(
 
 LLAMA_KEYS = llama_keys()
 """Names of Llama, which Mistral and Qwen took over."""
+
+
+# What DeepSeek-V3's form adds to a layer that predicts a further token: its names under model.layers.{number}.
+PREDICTING = ("eh_proj", "enorm", "hnorm", "embed_tokens", "shared_head.head", "shared_head.norm")
+
+
+def with_predicting_layer(keys: KeyMap, number: int) -> KeyMap:
+    """`keys` of files that may hold one more layer, for predicting a further token, which is not read."""
+    same = [rule.foreign.replace(LAYER, str(number)) for rule in keys.rules if LAYER in rule.foreign]
+    more = [f"model.layers.{number}.{name}.weight" for name in PREDICTING]
+    return replace(keys, constants=(*keys.constants, *(name.replace(EXPERT, LAYER) for name in (*same, *more))))

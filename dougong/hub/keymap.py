@@ -46,6 +46,7 @@ class KeyMap:
     copies     more such pairs (copy, original): tensors that a file may hold twice
     spellings  (other, ours): parts of names that files may spell in another way; ours is written
     derived    tensors that hold no weights but must stand in a file, by their whole names: written, not read
+    predicting the name of a tensor that a file has for its k-th layer that predicts a further token (MTP), from k = 0
     """
 
     rules: tuple[Rule, ...]
@@ -55,6 +56,7 @@ class KeyMap:
     copies: tuple[tuple[str, str], ...] = ()
     spellings: tuple[tuple[str, str], ...] = ()
     derived: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    predicting: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dougong.hub.gguf import read_config
 from dougong.hub.gguf_tokenizer import read_ids, read_tokenizer
 from dougong.hub.keymap import KeyMap, Row, Shape, read, rows
 from dougong.hub.language_model import LanguageModel
+from dougong.hub.predicting import with_found
 from dougong.model import LayerSpec, Model, ModelSpec
 from dougong.parts.attention import Attention
 from dougong.parts.embedding import Head
@@ -123,9 +124,10 @@ def _load_folder(folder: Path, dtype: torch.dtype | None, device: torch.device) 
     defaults = _json_object(generation) if generation.is_file() else {}
     has_tokenizer = any((folder / file).is_file() for file in TOKENIZER_FILES)
     tokenizer = _tokenizer(folder) if has_tokenizer else None
-    lm = LanguageModel(_empty(spec), tokenizer, str(name), config, defaults)
-    lm.check_tokenizer()
     with open_weights(folder) as stored:
+        spec = with_found(spec, family.keys(spec), stored.shapes)
+        lm = LanguageModel(_empty(spec), tokenizer, str(name), config, defaults)
+        lm.check_tokenizer()
         weights = stored if layout is None else Float8Weights(stored, layout)
         if stored.float8:
             said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _config(lm: LanguageModel, name: str, family: Family) -> dict[str, Any]:
     if lm.config.get("model_type") != name:
         return new
     try:
-        return lm.config if family.from_config(lm.config) == lm.spec else new
+        return lm.config if family.from_config(lm.config) == replace(lm.spec, mtp=None) else new
     except DougongError:
         return new
 

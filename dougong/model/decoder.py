@@ -113,6 +113,7 @@ class Model(nn.Module):
         source_padding: Bool[Tensor, "B S"] | None = None,
         types: Int[Tensor, "B T"] | None = None,
         both_ways: Bool[Tensor, "B T"] | None = None,
+        coordinates: Int[Tensor, "3 #B T"] | None = None,
     ) -> Output:
         """Run whole rows of token ids.
 
@@ -122,10 +123,11 @@ class Model(nn.Module):
         positions  place of each token in its document (default: 0, 1, 2 ... in the row, not counting padding)
         types      kind of each token, for embeddings that tell kinds apart (default: all 0)
         both_ways  True at tokens that see each other whatever their order: the prefix of a prefix decoder
+        coordinates  time, height and width of each token, for rotations with axes (default: its position, thrice)
         """
         self._check(tokens, source, documents, types)
         ctx = Context.of(tokens, padding, documents, positions, self.spec.causal)
-        ctx.types, ctx.both_ways = types, both_ways
+        ctx.types, ctx.both_ways, ctx.coordinates = types, both_ways, coordinates
         if source is not None:
             assert self.encoder is not None
             encoded = self.encoder(source, padding=source_padding)

@@ -32,6 +32,8 @@ class Context:
     keys_exist      (B, S): False where a key is padding that nobody may see, as in the source of cross-attention
     both_ways       (B, T): marked tokens of a document see each other whatever their order (a prefix, an image)
     source          (B, S, D) what cross-attention reads, and source_padding (B, S), True at its padding
+    coordinates     (3, B, T) int64: each token's time, height and width, for positions with axes (M-RoPE); None: its
+                    position on all three
     types           (B, T) int64: kind of each token, such as first or second sentence; None: all 0
     relative        rows of the model's table of relative position biases, which its attention layers share
     counts          (B) how many of the T tokens are real in a step with a state, where padding stands at the end of a
@@ -48,6 +50,7 @@ class Context:
     both_ways: Bool[Tensor, "B T"] | None = None
     source: Float[Tensor, "B S D"] | None = None
     source_padding: Bool[Tensor, "B S"] | None = None
+    coordinates: Int[Tensor, "3 #B T"] | None = None
     types: Int[Tensor, "B T"] | None = None
     relative: Callable[[Tensor], Tensor] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dougong.base import DougongError
 from dougong.parts.context import Context
 from dougong.parts.position import Position
-from dougong.parts.shapes import Float
+from dougong.parts.shapes import Float, Int
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,35 @@ Scaling = LinearScaling | NTK | DynamicNTK | Yarn | Llama3 | LongRope
 
 
 @dataclass(frozen=True)
+class Axes:
+    """M-RoPE (Wang et al. 2024, Qwen2-VL): each pair turns by one of a token's coordinates (time, height, width).
+
+    sections: pairs of each axis, one axis after the other; or, interleaved, in turn (Qwen3-VL): pair i belongs to axis
+    i mod 3 as long as that axis has pairs left, and to time after that.
+    """
+
+    sections: tuple[int, int, int]
+    interleaved: bool = False
+
+    def of(self, pairs: int) -> Int[Tensor, " h"]:
+        """The axis of each of `pairs` pairs. Raises DougongError when sections in order do not add up to them."""
+        if self.interleaved:
+            return torch.tensor([i % 3 if i < 3 * self.sections[i % 3] else 0 for i in range(pairs)])
+        if sum(self.sections) != pairs:
+            raise DougongError(f"sections of M-RoPE are {self.sections}; they must add up to the {pairs} turning pairs")
+        return torch.arange(3).repeat_interleave(torch.tensor(self.sections))
+
+
+@dataclass(frozen=True)
 class Rope(Position):
-    """Rotary positions on the first `size` coordinates of each head (an even number)."""
+    """Rotary positions on the first `size` coordinates of each head (an even number). With axes, tokens that have
+    coordinates of their own (`ctx.coordinates`) turn by them; all others have one position on every axis."""
 
     size: int
     theta: float = 10000.0
     interleaved: bool = False
     scaling: Scaling | None = None
+    axes: Axes | None = None
 
     def rotate(
         self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B T K d"], ctx: Context
@@ -106,7 +129,10 @@ class Rope(Position):
             factor = rows[0][0][1]
         else:
             frequency, factor = _frequencies(self, 0)
-        angle = ctx.positions[..., None].float() * frequency.to(ctx.positions.device)
+        place = ctx.positions[..., None]  # (B or 1, T, 1), or with a coordinate for each pair (B or 1, T, h)
+        if self.axes is not None and ctx.coordinates is not None:
+            place = ctx.coordinates.movedim(0, -1)[..., self.axes.of(self.size // 2).to(place.device)]
+        angle = place.float() * frequency.to(place.device)
         return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
 
     def _stage(self, tokens: int) -> int:

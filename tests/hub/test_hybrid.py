@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.testing import assert_close
 
+import dougong
 from dougong.base import DougongError
 from dougong.hub.families import FAMILIES
 from dougong.parts.delta import DeltaNet
+from dougong.parts.rope import Axes
 
 KIMI = {
     "model_type": "kimi_linear",
@@ -133,12 +137,52 @@ def test_what_would_change_the_computation_is_refused():
         FAMILIES["qwen3_next"].from_config({**NEXT, "layer_types": ["full_attention"] * 3})
 
 
-def test_axes_of_text_positions_are_one():
-    config = {
-        "model_type": "qwen3_5_text", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+def _hybrid(sections: list[int], head_size: int) -> dict:
+    """A small Qwen3.5 whose attention turns a quarter of each head."""
+    return {
+        "model_type": "qwen3_5_text", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+        "head_dim": head_size,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "layer_types": ["full_attention", "linear_attention"],
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25,
+            "mrope_section": sections, "mrope_interleaved": True,
+        },
     }  # fmt: skip
-    spec = FAMILIES["qwen3_5_text"].from_config(config)
-    axes = {"mrope_interleaved": True, "mrope_section": [11, 11, 10]}
-    again = {**config, "rope_parameters": {**config["rope_parameters"], **axes}}
-    assert FAMILIES["qwen3_5_text"].from_config(again) == spec
+
+
+@pytest.mark.parametrize(("sections", "head_size"), [([11, 11, 10], 256), ([3, 2, 1], 48), ([1, 4, 3], 64)])
+def test_three_axes_turn_as_in_transformers(sections, head_size, tmp_path):
+    """M-RoPE within a whole model: tokens with coordinates of their own, and plain text."""
+    transformers = pytest.importorskip("transformers")
+    config = _hybrid(sections, head_size)
+    reference = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**{**config, "model_type": "qwen3_5_text"})
+    ).eval()
+    torch.manual_seed(0)
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    family = FAMILIES["qwen3_5_text"]
+    spec = family.from_config(config)
+    assert spec == family.from_config(family.to_config(spec))
+    reference.save_pretrained(tmp_path)
+    model = dougong.load(tmp_path).model
+    assert model.spec.layers[0].mixer.position.axes == Axes(tuple(sections), interleaved=True)
+    tokens = torch.randint(64, (2, 9))
+    coordinates = torch.randint(20, (3, 2, 9))
+    with torch.no_grad():
+        want = reference(tokens, position_ids=coordinates).logits
+        got = model(tokens, coordinates=coordinates).logits
+        assert_close(got, want, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(model(tokens).logits, got, atol=1e-3)
+        assert_close(model(tokens).logits, reference(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_sections_of_axes_are_checked():
+    config = _hybrid([11, 11, 10], 64)
+    for key, value in (("mrope_section", [1, 2]), ("mrope_section", "all"), ("mrope_interleaved", False)):
+        with pytest.raises(DougongError, match=key):
+            FAMILIES["qwen3_5_text"].from_config(
+                {**config, "rope_parameters": {**config["rope_parameters"], key: value}}
+            )

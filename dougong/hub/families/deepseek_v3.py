@@ -1,7 +1,7 @@
 """DeepSeek-V3, R1 and the models of their form (Moonlight): latent attention, experts by sigmoid with a correction.
 
-Semantics: transformers' modeling_deepseek_v3. The layers for multi-token prediction, which `num_nextn_predict_layers`
-counts, take no part in it: files may hold them, and they are not read (transformers leaves them out of the model too).
+Semantics: transformers' modeling_deepseek_v3. Files may hold layers for multi-token prediction besides, which
+transformers leaves out.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 
 from dougong.hub.families.common import exact
 from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
-from dougong.hub.families.names import with_predicting_layer
+from dougong.hub.families.names import with_predicting_layers
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap
+from dougong.hub.predicting import without
 from dougong.model.spec import ModelSpec
 from dougong.parts.rope import Rope
 from dougong.parts.router import TopK
@@ -48,10 +49,10 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
     config, mixer, router = write_deepseek(FAMILY, spec)
-    config["norm_topk_prob"], config["num_nextn_predict_layers"] = router.normalise, 0
+    config["norm_topk_prob"], config["num_nextn_predict_layers"] = router.normalise, spec.mtp.depth if spec.mtp else 0
     config["rope_interleave"] = isinstance(mixer.position, Rope) and mixer.position.interleaved
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+    return exact(FAMILY, ARCHITECTURE, without(FAMILY, spec), config, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return with_predicting_layer(deepseek_keys(spec), len(spec.layers))
+    return with_predicting_layers(deepseek_keys(spec), spec)

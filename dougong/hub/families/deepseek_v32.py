@@ -14,9 +14,10 @@ from dougong.base import DougongError
 from dougong.hub.families.common import exact
 from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
 from dougong.hub.families.deepseek_v3 import USUAL, read_router
-from dougong.hub.families.names import with_predicting_layer
+from dougong.hub.families.names import with_predicting_layers
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap
+from dougong.hub.predicting import without
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.indexer import Indexer
@@ -61,13 +62,14 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         raise DougongError(f"{FAMILY} cannot express attention without an indexer")
     config |= {
         "norm_topk_prob": router.normalise,
+        "num_nextn_predict_layers": spec.mtp.depth if spec.mtp else 0,
         "index_n_heads": indexer.heads,
         "index_head_dim": indexer.size,
         "index_topk": indexer.top_k,
         "mlp_layer_types": ["sparse" if isinstance(layer.ffn, MoE) else "dense" for layer in spec.layers],
     }
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+    return exact(FAMILY, ARCHITECTURE, without(FAMILY, spec), config, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return with_predicting_layer(deepseek_keys(spec), len(spec.layers))
+    return with_predicting_layers(deepseek_keys(spec), spec)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dougong.hub.families.common import attention_of, exact, pass_over, read_activation, read_decoder
-from dougong.hub.families.names import with_predicting_layer
+from dougong.hub.families.names import with_predicting_layers
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.sparse import (
     expert_keys,
@@ -21,6 +21,7 @@ from dougong.hub.families.sparse import (
     write_sparse_decoder,
 )
 from dougong.hub.keymap import KeyMap, Rule
+from dougong.hub.predicting import without
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP
@@ -81,12 +82,12 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "routed_scaling_factor": router.scale,
         "n_group": router.groups,
         "topk_group": router.top_groups,
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": spec.mtp.depth if spec.mtp else 0,
     }
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+    return exact(FAMILY, ARCHITECTURE, without(FAMILY, spec), config, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:
     correction = Rule("model.layers.{i}.mlp.gate.e_score_correction_bias", ("layers.{i}.ffn.router.correction",))
     names = expert_keys("mlp", "gate_proj", "up_proj", "down_proj", *shared_rules("shared_experts"), correction)
-    return with_predicting_layer(names, len(spec.layers))
+    return with_predicting_layers(names, spec)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dougong.hub.keymap import CONCAT, EXPERT, LAYER, KeyMap, Rule
+from dougong.hub.keymap import CONCAT, LAYER, KeyMap, Rule
 from dougong.hub.layouts import Layout
+from dougong.model.spec import ModelSpec
 
 LLAMA_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
 SANDWICH_NORMS = {
@@ -61,12 +62,32 @@ LLAMA_KEYS = llama_keys()
 """Names of Llama, which Mistral and Qwen took over."""
 
 
-# What DeepSeek-V3's form adds to a layer that predicts a further token: its names under model.layers.{number}.
-PREDICTING = ("eh_proj", "enorm", "hnorm", "embed_tokens", "shared_head.head", "shared_head.norm")
+# What DeepSeek-V3's form adds to a layer that predicts a further token, under model.layers.{number}: foreign, own.
+PREDICTING = {"eh_proj": "join", "enorm": "embedding_norm", "hnorm": "hidden_norm", "shared_head.norm": "norm"}
 
 
-def with_predicting_layer(keys: KeyMap, number: int) -> KeyMap:
-    """`keys` of files that may hold one more layer, for predicting a further token, which is not read."""
-    same = [rule.foreign.replace(LAYER, str(number)) for rule in keys.rules if LAYER in rule.foreign]
-    more = [f"model.layers.{number}.{name}.weight" for name in PREDICTING]
-    return replace(keys, constants=(*keys.constants, *(name.replace(EXPERT, LAYER) for name in (*same, *more))))
+def with_predicting_layers(keys: KeyMap, spec: ModelSpec) -> KeyMap:
+    """`keys` of files whose layers for predicting further tokens (MTP) are numbered on after the model's own. They may
+    hold the embedding and the head once more."""
+    first, head = len(spec.layers), keys.tied[1] if spec.head is not None and spec.head.tied else keys.tied[0]
+    rules: list[Rule] = []
+    copies: list[tuple[str, str]] = []
+    for depth in range(spec.mtp.depth if spec.mtp else 0):
+        there, here = f"model.layers.{first + depth}", f"mtp.layers.{depth}"
+        rules += [
+            replace(
+                rule,
+                foreign=rule.foreign.replace(f"model.layers.{LAYER}", there),
+                own=tuple(name.replace(f"layers.{LAYER}", f"{here}.block") for name in rule.own),
+            )
+            for rule in keys.rules
+            if LAYER in rule.foreign
+        ]
+        rules += [Rule(f"{there}.{other}.weight", (f"{here}.{own}.weight",)) for other, own in PREDICTING.items()]
+        copies += [(f"{there}.embed_tokens.weight", keys.tied[1]), (f"{there}.shared_head.head.weight", head)]
+    return replace(
+        keys,
+        rules=(*keys.rules, *rules),
+        copies=(*keys.copies, *copies),
+        predicting=lambda depth: f"model.layers.{first + depth}.eh_proj.weight",
+    )

@@ -1,8 +1,8 @@
 """Qwen3-Next: gated DeltaNet layers with a gated attention layer after every few, and a mixture of experts with a
 shared one. Norms keep their factor as its distance from 1.
 
-Semantics: transformers' modeling_qwen3_next. Files may hold a module for predicting several tokens (mtp.*), which is
-not read.
+Semantics: transformers' modeling_qwen3_next. Files may hold a layer for predicting a further token (mtp.*), which
+transformers leaves out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import read_rope, write_rope
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
+from dougong.hub.predicting import without
 from dougong.model.spec import FeedForward, LayerSpec, ModelSpec
 from dougong.parts.attention import Attention
 from dougong.parts.decay import SoftplusDecay
@@ -24,6 +25,7 @@ from dougong.parts.embedding import Head
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP
 from dougong.parts.norm import Norm
+from dougong.parts.rope import Axes
 from dougong.parts.router import TopK
 
 FAMILY = "qwen3_next"
@@ -48,7 +50,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 def to_config(spec: ModelSpec) -> dict[str, Any]:
     dense = [index for index, layer in enumerate(spec.layers) if not isinstance(layer.ffn, MoE)]
     config = {**write_hybrid(FAMILY, spec), "decoder_sparse_step": 1, "mlp_only_layers": dense}
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+    return exact(FAMILY, ARCHITECTURE, without(FAMILY, spec), config, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:
@@ -79,8 +81,8 @@ def read_experts(config: Reader, experts: int, top_k: int, normalise: bool = Tru
     )
 
 
-def read_hybrid(config: Reader, ffns: list[FeedForward], kv_heads: int) -> ModelSpec:
-    """Attention or gated DeltaNet, as `layer_types` says, each before one of `ffns`."""
+def read_hybrid(config: Reader, ffns: list[FeedForward], kv_heads: int, axes: Axes | None = None) -> ModelSpec:
+    """Attention or gated DeltaNet, as `layer_types` says, each before one of `ffns`. axes: the family's M-RoPE."""
     width, limit = config.integer("hidden_size"), config.integer("max_position_embeddings", 32768)
     eps, activation = config.number("rms_norm_eps", 1e-6), read_activation(config, "hidden_act", "silu")
     norm = Norm("rms", eps, offset=1.0)
@@ -92,7 +94,7 @@ def read_hybrid(config: Reader, ffns: list[FeedForward], kv_heads: int) -> Model
         size,
         bias,
         bias,
-        position=read_rope(config, size, limit, partial=0.25),
+        position=read_rope(config, size, limit, partial=0.25, axes=axes),
         qk_norm=norm,
         gate="coordinate",
     )
@@ -191,15 +193,28 @@ def hybrid_keys(spec: ModelSpec, delta: Any) -> KeyMap:
             rules += _within(f"{foreign}.self_attn", own, _attention(layer.mixer.head_size))
         elif isinstance(layer.mixer, DeltaNet):
             rules += _within(f"{foreign}.linear_attn", own, (*delta(layer.mixer), *_DELTA))
-    several = [*_anywhere("mtp.layers.{i}", ""), *_within("mtp.layers.{i}.self_attn", "", _attention(1))]
-    names = ("fc", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
-    constants = [*(rule.foreign.replace("{e}", "{i}") for rule in several), *(f"mtp.{name}.weight" for name in names)]
+    if spec.mtp is not None and spec.mtp.depth == 1 and isinstance(spec.mtp.layer.mixer, Attention):
+        rules += _predicting(spec.mtp.layer.mixer)
     return KeyMap(
         rules=tuple(rules),
         prefix="model.",
-        constants=tuple(constants),
+        constants=(),
         tied=("lm_head.weight", "model.embed_tokens.weight"),
+        predicting=lambda depth: f"mtp.layers.{depth}.input_layernorm.weight",
     )
+
+
+def _predicting(mixer: Attention) -> Iterator[Rule]:
+    """The one layer that predicts a further token."""
+    yield from _anywhere("mtp.layers.0", "mtp.layers.0.block")
+    yield from _within("mtp.layers.0.self_attn", "mtp.layers.0.block.mixer", _attention(mixer.head_size))
+    names = {
+        "fc": "join",
+        "norm": "norm",
+        "pre_fc_norm_embedding": "embedding_norm",
+        "pre_fc_norm_hidden": "hidden_norm",
+    }
+    yield from (Rule(f"mtp.{foreign}.weight", (f"mtp.layers.0.{own}.weight",)) for foreign, own in names.items())
 
 
 _DELTA = (

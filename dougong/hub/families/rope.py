@@ -13,7 +13,7 @@ from dougong.base import DougongError
 from dougong.hub.families.reader import Reader
 from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
-from dougong.parts.rope import DynamicNTK, LinearScaling, Llama3, LongRope, Rope, Scaling, Yarn
+from dougong.parts.rope import Axes, DynamicNTK, LinearScaling, Llama3, LongRope, Rope, Scaling, Yarn
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 LAYER_KINDS = ("full_attention", "sliding_attention")
@@ -26,11 +26,13 @@ def read_rope(
     partial: float | None = None,
     interleaved: bool = False,
     theta: float = 10000.0,
+    axes: Axes | None = None,
 ) -> Rope:
     """Rotation of heads of `size` in a model for `context` tokens. Raises DougongError for a kind or key not known.
 
     partial: the share of a head that turns, and theta: the base, where the config does not say. None: the family turns
-    whole heads, and a config that asks for less is refused.
+    whole heads, and a config that asks for less is refused. axes: of M-RoPE, where the config does not say; None: the
+    family's positions have one axis.
     """
     old, new = config.raw("rope_scaling"), config.raw("rope_parameters")
     name = "rope_scaling" if old else "rope_parameters"
@@ -56,8 +58,19 @@ def read_rope(
     own = inner.integer("original_max_position_embeddings", context)
     original = config.integer("original_max_position_embeddings", 0) or own
     scaling = _scaling(inner, kind, size, context, original)
+    axes = None if axes is None else _read_axes(inner, axes)
     inner.refuse_rest()
-    return Rope(size, theta, interleaved, scaling)
+    return Rope(size, theta, interleaved, scaling, axes)
+
+
+def _read_axes(inner: Reader, usual: Axes) -> Axes:
+    """How M-RoPE divides the turning pairs among time, height and width."""
+    sections = inner.raw("mrope_section", list(usual.sections))
+    if not isinstance(sections, list) or len(sections) != 3 or not all(type(n) is int and n >= 0 for n in sections):
+        raise inner.wrong("mrope_section", sections, "numbers of pairs for time, height and width")
+    if inner.flag("mrope_interleaved", usual.interleaved) != usual.interleaved:
+        raise inner.wrong("mrope_interleaved", not usual.interleaved, str(usual.interleaved).lower())
+    return Axes(tuple(sections), usual.interleaved)
 
 
 def _scaling(inner: Reader, kind: str, size: int, context: int, original: int) -> Scaling | None:
@@ -154,7 +167,11 @@ def write_rope(family: str, rope: Any) -> dict[str, Any]:
     """The keys that `read_rope` reads back. Raises DougongError for a kind of position without a spelling."""
     if not isinstance(rope, Rope):
         raise DougongError(f"{family} cannot express layers without rotary positions (mixer.position is {rope!r})")
-    return {"rope_theta": rope.theta, "rope_scaling": _spelled(family, rope.scaling)}
+    scaling = _spelled(family, rope.scaling)
+    if rope.axes is not None:
+        sections = {"mrope_section": list(rope.axes.sections), "mrope_interleaved": rope.axes.interleaved}
+        scaling = {"rope_type": "default", **(scaling or {}), **sections}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
 def _spelled(family: str, scaling: Scaling | None) -> dict[str, Any] | None:

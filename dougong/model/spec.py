@@ -202,18 +202,25 @@ class ModelSpec:
         found = self.relative()
         return found[0].buckets * found[1] if found else 0
 
-    def flops(self, tokens: int, context: int | None = None) -> float:
+    def flops(self, tokens: int, context: int | None = None, source: int | None = None) -> float:
         """Forward operations (two a multiply-add) for `tokens` tokens, the last of a text of `context` (default:
         they are the whole text). Training takes three times as many: the backward pass has two products for each.
+
+        source: tokens that an encoder reads (default: as many as the text has); it runs once, with the first tokens.
         """
         context = tokens if context is None else context
+        source = context if source is None else source
+        encoded = self.encoder.flops(source) if self.encoder is not None and tokens == context else 0
         # Each token sees itself and what came before: the mean over the tokens. Or the whole text, where not causal.
         seen = context - (tokens - 1) / 2 if self.causal else context
-        each = 2 * self.vocab * self.width * (self.head is not None)
+        each: float = self.head.flops(self.vocab, self.width) if self.head else 0
         for layer in self.layers:
-            each += layer.cross.flops(self.width, seen) if layer.cross else 0  # as if the source were as long
+            if layer.cross is not None and self.source_width is not None:  # whose keys and values are made once, of the source
+                keys = 4 * layer.cross.kv_heads * layer.cross.head_size
+                each += layer.cross.flops(self.width, source) - keys * self.width
+                encoded += source * keys * self.source_width if tokens == context else 0
             each += layer.mixer.flops(self.width, seen) + (layer.ffn.flops(self.width, seen) if layer.ffn else 0)
-        return tokens * each
+        return tokens * each + encoded
 
     def state_slots(self) -> Iterator[Slots]:
         """State of every sublayer in the order in which the model runs them."""

@@ -129,6 +129,10 @@ class Head:
         before = self.transform.parameters(width) if self.transform else 0
         return before + (0 if self.tied else vocab * width) + vocab * self.bias
 
+    def flops(self, vocab: int, width: int) -> int:
+        """Operations a token, two a multiply-add."""
+        return 2 * vocab * width + (2 * width * width if self.transform else 0)
+
 
 def check_tokens(tokens: Int[Tensor, "B T"], vocab: int) -> None:
     """Raise DougongError if an id lies outside the vocabulary, which an embedding lookup would report obscurely."""

@@ -12,7 +12,7 @@ from dougong.base import DougongError
 from dougong.parts.balance import counts
 from dougong.parts.context import Context
 from dougong.parts.feedforward import ACTIVATIONS, MLP, Activation, GatedMLP
-from dougong.parts.grouped import GroupedLinear, Groups
+from dougong.parts.grouped import GroupedDense, GroupedLinear, Groups
 from dougong.parts.linear import Linear
 from dougong.parts.router import Base, ExpertChoice, Hash, TopK
 from dougong.parts.routing import combine, dispatch
@@ -103,12 +103,44 @@ class ExpertsLayer(nn.Module):
         self.down = GroupedLinear(spec.experts, spec.hidden, width, spec.bias, outer)
 
     def forward(self, x: Float[Tensor, "P D"], groups: Groups) -> Float[Tensor, "P D"]:
+        if self._plain(x):
+            return self._in_turn(x, groups)
         up = self.up(x, groups)
         if isinstance(self.activation, ClampedSwiGLU):
             assert self.gate is not None
             return self.down(self.activation(self.gate(x, groups), up), groups)
         act = ACTIVATIONS[self.activation]
         return self.down(act(up) if self.gate is None else act(self.gate(x, groups)) * up, groups)
+
+    def _plain(self, x: Tensor) -> bool:
+        """Whether an expert may be run from end to end before the next: on a CPU, without a gradient, when nothing
+        stands around its products."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        parts = [each for each in (self.gate, self.up, self.down) if each is not None]
+        return x.device.type == "cpu" and all(
+            isinstance(each.storage, GroupedDense) and not each.adapters and each.placement is None for each in parts
+        )
+
+    def _in_turn(self, x: Tensor, groups: Groups) -> Tensor:
+        """Expert by expert: what stands between its products stays in the cache."""
+        out, start = torch.empty_like(x), 0
+        for expert, size in enumerate(groups.sizes):
+            if not size:
+                continue
+            piece = x[start : start + size]
+            up = self.up.one(piece, expert)
+            gate = None if self.gate is None else self.gate.one(piece, expert)
+            if isinstance(self.activation, ClampedSwiGLU):
+                assert gate is not None
+                inner = self.activation(gate, up)
+            else:
+                act = ACTIVATIONS[self.activation]
+                inner = act(up) if gate is None else act(gate).mul_(up)
+            out[start : start + size] = self.down.one(inner, expert)
+            start += size
+        out[start:].zero_()
+        return out
 
 
 class MoELayer(nn.Module):

@@ -234,6 +234,10 @@ class GroupedLinear(nn.Module):
             y = adapter(self, x, y, groups)
         return y if self.placement is None else self.placement.after(y)
 
+    def one(self, x: Float[Tensor, "P i"], expert: int) -> Float[Tensor, "P o"]:
+        """The bare product of rows that all belong to one expert, without adapters or placement."""
+        return product(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+
     def initial(self, generator: torch.Generator) -> None:
         """As for a Linear: normal with fan_in^-1/2, 0 for outputs onto the residual path; biases 0."""
         with torch.no_grad():

@@ -205,3 +205,21 @@ def test_one_compiled_graph_is_eager():
     """In a process of its own: a compiler cannot look through the checks of shapes that stand around all functions."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MoE(5, 2, 7),
+        MoE(5, 2, 7, gated=False, bias=True, activation="relu2"),
+        MoE(4, 2, 7, bias=True, activation=ClampedSwiGLU()),
+        MoE(3, 1, 7, TopK(capacity=2), activation="gelu", shared=GatedMLP(5)),
+    ],
+)
+def test_without_a_gradient_expert_by_expert_gives_the_same(spec: MoE) -> None:
+    built, x = layer(spec), torch.randn(2, 9, WIDTH)
+    want = built(x, context(x)).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(built(x, context(x)), want)
+        one = x[:1, :1]  # most experts have no row
+        torch.testing.assert_close(built(one, context(one)), naive(built, one, context(one)))

@@ -11,11 +11,16 @@ __version__ = "0.1.0"
 __all__ = ["LanguageModel", "__version__", "load", "save"]
 
 if TYPE_CHECKING:
-    from dougong.hub import LanguageModel, load, save
+    from dougong.compress import load
+    from dougong.hub import LanguageModel, save
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("LanguageModel", "load", "save"):
+    if name == "load":
+        from dougong.compress import load
+
+        return load
+    if name in ("LanguageModel", "save"):
         from dougong import hub
 
         return getattr(hub, name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dougong.base import DougongError, atomic_file
-from dougong.cli.options import Device, Dtype, ModelPath, SamplingOptions, hint, open_model, parse
+from dougong.cli.options import Device, Dtype, ModelPath, Quantize, SamplingOptions, hint, open_model, parse
 
 if TYPE_CHECKING:
     from dougong.engine import Engine, Sampling
@@ -46,11 +46,13 @@ class Chat:
     """of the weights while running"""
     device: Device = None
     """where to run"""
+    quantize: Quantize = None
+    """run in 8 or 4 bits, or with floats packed for the CPU"""
 
 
 def run(args: list[str]) -> int:
     options = parse(Chat, args, "chat")
-    lm = open_model(options.path, options.dtype, options.device)
+    lm = open_model(options.path, options.dtype, options.device, options.quantize)
     if lm.tokenizer is None or lm.tokenizer.chat_template is None:
         what = "tokenizer" if lm.tokenizer is None else "chat template"
         raise DougongError(
@@ -134,12 +136,14 @@ class Talk:
         The oldest turns go where they leave no room for an answer. Raises DougongError when the last message alone is
         too long.
         """
+        from dougong.tokenizer.chat import render_prompt
+
         tokenizer, context = self.engine.lm.tokenizer, self.engine.lm.spec.context
         assert tokenizer is not None
         room = min(self.sampling.max_tokens, context // 4)
         forgotten = 0
         while True:
-            ids = tokenizer.render_ids(self.messages, add_generation_prompt=True).ids
+            _, ids = render_prompt(tokenizer, self.messages, None, {})
             if len(ids) + room <= context:
                 break
             first = int(self.system is not None)

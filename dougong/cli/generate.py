@@ -10,7 +10,18 @@ from typing import Annotated
 
 import tyro
 
-from dougong.cli.options import Device, Dtype, Flag, ModelPath, SamplingOptions, given_text, hint, open_model, parse
+from dougong.cli.options import (
+    Device,
+    Dtype,
+    Flag,
+    ModelPath,
+    Quantize,
+    SamplingOptions,
+    given_text,
+    hint,
+    open_model,
+    parse,
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,14 @@ class Generate:
     """of the weights while running"""
     device: Device = None
     """where to run"""
+    quantize: Quantize = None
+    """run in 8 or 4 bits, or with floats packed for the CPU"""
 
 
 def run(args: list[str]) -> int:
     options = parse(Generate, args, "generate")
     prompt = given_text(options.prompt)
-    lm = open_model(options.path, options.dtype, options.device)
+    lm = open_model(options.path, options.dtype, options.device, options.quantize)
     sampling = options.sampling.sampling(lm)
     from dougong.engine import Engine
 

@@ -17,7 +17,7 @@ from dougong.base import DougongError
 from dougong.cli import UsageError
 
 if TYPE_CHECKING:
-    from dougong.engine import Sampling
+    from dougong.engine import Grammar, Sampling
     from dougong.hub import LanguageModel
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ def hint(default: str, metavar: str | None = None) -> Any:
 
 Device = Annotated[str | None, hint("cpu", "cpu|cuda")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, hint("as stored")]
+Quantize = Annotated[Literal["int8", "int4", "packed"] | None, hint("as stored")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 ModelPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 
@@ -79,6 +80,24 @@ class SamplingOptions:
     """only the fewest tokens whose probabilities sum to p"""
     min_p: Annotated[float | None, hint("all")] = None
     """only tokens at least this many times as probable as the best one"""
+    typical_p: Annotated[float | None, hint("the model's own, else all")] = None
+    """only the tokens of the most usual surprise whose probabilities sum to p"""
+    repetition_penalty: Annotated[float | None, hint("the model's own, else none")] = None
+    """above 1, tokens that were there before come less often"""
+    presence_penalty: float = 0.0
+    """taken off the logit of tokens that the answer has already"""
+    frequency_penalty: float = 0.0
+    """the same, once for each time that it has them"""
+    beams: int = 1
+    """width of a beam search, which takes the place of drawing"""
+    length_penalty: float = 1.0
+    """of beams: above 1 favours long answers, below 1 short ones"""
+    speculation: Annotated[Literal["prompt_lookup", "mtp"] | None, hint("none")] = None
+    """guess tokens ahead, and keep what the model confirms: same answers, sometimes sooner"""
+    json_schema: Annotated[str | None, hint("none")] = None
+    """the answer is JSON of this schema: a file, or the schema itself"""
+    regex: Annotated[str | None, hint("none")] = None
+    """the answer matches this regular expression"""
     seed: Annotated[int | None, hint("a new one each time")] = None
     """the same seed gives the same answer"""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -92,29 +111,60 @@ class SamplingOptions:
             own = lm.generation.get(name)
             return next((value for value in (asked, own) if value is not None), default)
 
+        def drawn(asked: Any, name: str, default: Any, off: Any) -> Any:
+            """What only drawing heeds: beams are refused with it, so it is left out where nobody asked."""
+            return first(asked, name, default) if self.beams == 1 else off if asked is None else asked
+
         return Sampling(
             max_tokens=self.max_tokens,
             temperature=first(self.temperature, "temperature", 0.8),
-            top_k=self.top_k if self.top_k is not None else lm.generation.get("top_k") or None,  # 0 there means all
-            top_p=first(self.top_p, "top_p", 0.95),
-            min_p=first(self.min_p, "min_p", 0.0),
+            top_k=drawn(self.top_k, "top_k", None, None) or None,  # 0 in the model's file means all
+            top_p=drawn(self.top_p, "top_p", 0.95, 1.0),
+            min_p=drawn(self.min_p, "min_p", 0.0, 0.0),
             seed=self.seed,
             stop=self.stop,
+            typical_p=drawn(self.typical_p, "typical_p", 1.0, 1.0),
+            repetition_penalty=first(self.repetition_penalty, "repetition_penalty", 1.0),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            beams=self.beams,
+            length_penalty=self.length_penalty,
+            speculation=self.speculation,
+            grammar=self._grammar(),
         )
 
+    def _grammar(self) -> Grammar | None:
+        from dougong.engine import Grammar
 
-def open_model(path: str, dtype: str | None, device: str | None) -> LanguageModel:
+        if self.json_schema is not None and self.regex is not None:
+            raise DougongError("--json-schema and --regex are both given; an answer can follow one of them")
+        if self.regex is not None:
+            return Grammar.regex(self.regex)
+        if self.json_schema is None:
+            return None
+        text = self.json_schema
+        if not text.lstrip().startswith("{"):
+            try:
+                text = Path(text).expanduser().read_text(encoding="utf-8")
+            except OSError as error:
+                raise DougongError(
+                    f"--json-schema {text}: {error.strerror}; give a file, or the schema itself"
+                ) from error
+        return Grammar.json_schema(text)
+
+
+def open_model(path: str, dtype: str | None, device: str | None, quantize: str | None = None) -> LanguageModel:
     """`dougong.load`, with a wrong device told as an error of ours."""
     import torch
 
-    from dougong.hub import load
+    from dougong.compress import load
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DougongError(f"the device {device!r} cannot be used: {reason}") from None
-    return load(path, dtype=dtype, device=device)
+    return load(path, dtype=dtype, device=device, quantize=quantize)
 
 
 def given_text(text: str | None) -> str:

@@ -25,8 +25,9 @@ def parse_recipe(kind: type[R], args: list[str], command: str) -> tuple[R, bool]
     return parse(kind, args, command, default), resume
 
 
-def run_job(job: Callable[[], Mapping[str, float]], folder: Path, label: str) -> int:
-    """Run a job, print its figures, and return the exit status: 130 when it was interrupted and can be resumed."""
+def run_job(job: Callable[[], Mapping[str, float]], folder: Path, label: str, told: str = "") -> int:
+    """Run a job, print its figures and `told` (by default how to use its model), and return the exit status: 130 when
+    it was interrupted and can be resumed."""
     try:
         figures = job()
     except Stopped as stopped:
@@ -34,7 +35,7 @@ def run_job(job: Callable[[], Mapping[str, float]], folder: Path, label: str) ->
         return 130
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):28} {_shown(value)}")
-    print(f'\nthe model is {folder / "model"}; go on with\n  dougong generate {folder} "..."')
+    print("\n" + (told or f'the model is {folder / "model"}; go on with\n  dougong generate {folder} "..."'))
     return 0
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dougong.data.documents import Document, drop_duplicates, split_documents, split_of
     from dougong.data.example import Example
     from dougong.data.loader import LoaderState
+    from dougong.data.mixing import mix
     from dougong.data.packing import PackedRows, example_batches, pack_examples
     from dougong.data.readers import read_documents
     from dougong.data.skills import SKILLS, Difficulty, Problem, generate
@@ -28,6 +29,7 @@ _HOMES = {
     "chat": ("Conversation", "Message", "encode_conversations", "read_conversations"),
     "documents": ("Document", "drop_duplicates", "split_documents", "split_of"),
     "loader": ("LoaderState",),
+    "mixing": ("mix",),
     "example": ("Example",),
     "packing": ("PackedRows", "example_batches", "pack_examples"),
     "readers": ("read_documents",),
@@ -57,6 +59,7 @@ __all__ = [
     "evaluation_batches",
     "example_batches",
     "generate",
+    "mix",
     "pack_examples",
     "read_conversations",
     "read_documents",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +22,8 @@ class Batch:
     tokens: the input ids. targets: the id to predict at each place, -100 where there is no loss. positions: the place
     within the document, from 0 at its first token in the row. documents: the number of the document within the row,
     from 0; attention stays within equal numbers. None means that rows are read as one text each, without such a mask.
-    filled: (B,) places of each row that are not padding; None means all.
+    filled: (B,) places of each row that are not padding; None means all. further: what an objective reads besides, by
+    name; the first dimension of each is B, so that it is cut and moved with the rows.
     """
 
     tokens: Int[Tensor, "B T"]
@@ -30,6 +31,7 @@ class Batch:
     positions: Int[Tensor, "B T"]
     documents: Int[Tensor, "B T"] | None
     filled: Int[Tensor, " B"] | None = None
+    further: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def weight(self) -> int:
@@ -49,6 +51,10 @@ class Batch:
         """The rows start..stop-1, as views: a micro-batch."""
         return self._each(lambda tensor: tensor[start:stop])
 
+    def take(self, rows: Int[Tensor, " n"]) -> Batch:
+        """The rows of these numbers, in their order, copied."""
+        return self._each(lambda tensor: tensor[rows])
+
     def micro(self, parts: int) -> tuple[Batch, ...]:
         """The batch in `parts` micro-batches of nearly equal rows, none empty, in order."""
         rows = len(self.tokens)
@@ -59,7 +65,8 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         documents = None if self.documents is None else change(self.documents)
         filled = None if self.filled is None else change(self.filled)
-        return Batch(change(self.tokens), change(self.targets), change(self.positions), documents, filled)
+        further = {name: change(tensor) for name, tensor in self.further.items()}
+        return Batch(change(self.tokens), change(self.targets), change(self.positions), documents, filled, further)
 
 
 def batch_from(tokens: np.ndarray, targets: np.ndarray, positions: np.ndarray, documents: np.ndarray | None) -> Batch:

@@ -33,6 +33,8 @@ ROLES = {
     "observation": "tool",
     "tool_response": "tool",
 }
+# Chains of thought beside an answer.
+REASONING = ("reasoning", "reasoning_content", "rationale", "chain_of_thought", "cot")
 # Reading these as text alone would drop what the answers speak of.
 MEDIA = ("images", "videos", "audios", "image", "video", "audio")
 
@@ -51,8 +53,9 @@ def read_conversations(paths: str | Path | Iterable[str | Path]) -> Iterator[Con
 
     messages: {"messages": [{"role", "content"}], "tools"?}. sharegpt: {"conversations": [{"from", "value"}], "system"?,
     "tools"?} with function_call and observation turns. alpaca: {"instruction", "input"?, "output", "system"?,
-    "history"?}. pairs: {"prompt", "response" or "completion"}. Content may be text or a list of text, reasoning and
-    tool-call parts.
+    "history"?}. pairs: {"prompt", "response" or "completion"}, {"question", "answer", "context"?} as in GSM8K. Of the
+    last three the reasoning before the answer may stand apart ("reasoning", "rationale", "chain_of_thought" or "cot").
+    Content may be text or a list of text, reasoning and tool-call parts.
 
     Raises DougongError that names the file, the number of the example (from 1), and its keys when the format is not
     known, a turn is malformed, media are attached, no assistant speaks, or the data are preference pairs.
@@ -105,7 +108,7 @@ def _alpaca(row: Mapping[str, Any], where: str) -> Iterator[Message]:
         yield _message("assistant", turn[1], where)
     asked = "\n".join(part for part in (row["instruction"], row.get("input")) if isinstance(part, str) and part)
     yield _message("user", asked, where)
-    yield _message("assistant", row["output"], where)
+    yield _answer(row, row["output"], where)
 
 
 def _sharegpt(row: Mapping[str, Any], where: str) -> Iterator[Message]:
@@ -125,7 +128,20 @@ def _prompt(row: Mapping[str, Any], where: str) -> Iterator[Message]:
     if row.get("system"):
         yield _message("system", row["system"], where)
     yield _message("user", row["prompt"], where)
-    yield _message("assistant", answer, where)
+    yield _answer(row, answer, where)
+
+
+def _question(row: Mapping[str, Any], where: str) -> Iterator[Message]:
+    asked = [part for part in (row.get("context"), row["question"]) if isinstance(part, str) and part]
+    yield _message("user", "\n".join(asked), where)
+    yield _answer(row, row["answer"], where)
+
+
+def _answer(row: Mapping[str, Any], answer: Any, where: str) -> Message:
+    """The assistant's message, with the reasoning that stands beside it in the row."""
+    message = _message("assistant", answer, where)
+    told = next((row[key] for key in REASONING if isinstance(row.get(key), str) and row[key]), None)
+    return message if told is None else {**message, "reasoning_content": well_formed(told)}
 
 
 READERS: tuple[tuple[set[str], Callable[[Mapping[str, Any], str], Iterator[Message]]], ...] = (
@@ -134,6 +150,7 @@ READERS: tuple[tuple[set[str], Callable[[Mapping[str, Any], str], Iterator[Messa
     ({"instruction", "output"}, _alpaca),
     ({"prompt", "response"}, _prompt),
     ({"prompt", "completion"}, _prompt),
+    ({"question", "answer"}, _question),
 )
 
 
@@ -236,8 +253,12 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Conversation]) -> list[Example]:
+def encode_conversations(
+    tokenizer: Tokenizer, conversations: Iterable[Conversation], *, last_turn: bool = False
+) -> list[Example]:
     """Each conversation through the tokenizer's chat template, as ids and a loss mask (true on the assistant's tokens).
+
+    last_turn: only the assistant's last turn is learnt, as for data whose earlier turns are context.
 
     Raises DougongError when the template marks none of a conversation's tokens as the assistant's.
     """
@@ -249,5 +270,13 @@ def encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Conversat
                 f"{conversation.source}: the chat template marks no token as the assistant's, so nothing would be "
                 "learnt; use a template with {% generation %} blocks"
             )
-        examples.append(Example(rendered.ids, rendered.assistant))
+        mask = _last_run(rendered.assistant) if last_turn else rendered.assistant
+        examples.append(Example(rendered.ids, mask))
     return examples
+
+
+def _last_run(mask: Sequence[bool]) -> list[bool]:
+    """The mask with its last unbroken run of true alone."""
+    end = max(place for place, marked in enumerate(mask) if marked) + 1
+    start = next((place + 1 for place in range(end - 1, -1, -1) if not mask[place]), 0)
+    return [start <= place < end for place in range(len(mask))]

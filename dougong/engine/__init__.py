@@ -1,12 +1,28 @@
 """The engine: the only generator. Chat, server, RL rollouts, evaluation, retrieval and agents call it.
 
-`sampling` what a request may ask; `filters` the pure functions that choose a token; `text` tokens to text, with stop
-strings; `request` one request and its end; `rows` sequences of a batch and their cache; `engine` the loop; `score` the
-log-probabilities of given tokens.
+What a request is: `sampling` what it may ask; `prompts` its ids; `request` one answer and its end; `text` tokens to
+text, with stop strings; `grammar` what it must match (`json_grammar`: JSON). How a token is chosen: `filters`,
+`choose`, `largest`. How a request goes on: `driver`, or `beam`, `contrastive`, `speculate` (and `propose`, who
+guesses). Who runs when: `scheduler`. Where state lies: `pages` (who owns what), `prefix` (who begins alike), `store`
+and `fixed` (the tensors), `lanes` (what decodes, side by side), `budget` (how much). What runs the model: `passes`,
+`runner`, in a `setting` (a source, one of the `adapters`). In front of all: `engine`, and `service` for asyncio.
+Beside them: `score`, `embed`.
 """
 
-from dougong.engine.engine import Engine
+from dougong.engine.engine import Engine, Ticket
+from dougong.engine.grammar import Grammar
 from dougong.engine.request import Completion, Event, FinishReason
-from dougong.engine.sampling import Sampling
+from dougong.engine.sampling import Contrastive, Sampling
+from dougong.engine.service import Service
 
-__all__ = ["Completion", "Engine", "Event", "FinishReason", "Sampling"]
+__all__ = [
+    "Completion",
+    "Contrastive",
+    "Engine",
+    "Event",
+    "FinishReason",
+    "Grammar",
+    "Sampling",
+    "Service",
+    "Ticket",
+]

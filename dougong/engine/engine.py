@@ -1,69 +1,257 @@
-"""The loop: requests wait, join the batch in groups, take one token a step in lock step, and leave when they end."""
+"""The engine: requests in, events out."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dougong.base import DougongError
-from dougong.engine.filters import choose
+from dougong.engine.adapters import check_adapter
+from dougong.engine.beam import BeamSearch
+from dougong.engine.budget import parse_memory
+from dougong.engine.contrastive import ContrastiveSearch
+from dougong.engine.driver import Driver, Plain
+from dougong.engine.embed import embed_tokens
+from dougong.engine.grammar import Grammars
 from dougong.engine.prompts import prompt_ids
+from dougong.engine.propose import DraftModel, FurtherLayers, PromptLookup, Proposer
 from dougong.engine.request import Completion, Event, Request
-from dougong.engine.rows import by_length, capacity_for, decode, gather, prefill
+from dougong.engine.runner import Runner
 from dougong.engine.sampling import Sampling
+from dougong.engine.scheduler import Job, Scheduler
 from dougong.engine.score import score_tokens
-from dougong.parts.state import Cache
+from dougong.engine.setting import Setting
+from dougong.engine.speculate import Several, Speculative
+from dougong.engine.store import KV
+from dougong.parts.shapes import Float
 
 if TYPE_CHECKING:
     from dougong.hub import LanguageModel
 
+Prompt = str | Sequence[int] | Tensor
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that was submitted. number: the index of its events. prompt: its ids. error: why it ended with the
+    reason "error"; None otherwise."""
+
+    number: int
+    prompt: list[int]
+    sampling: Sampling
+    job: Job | None = None
+    inbox: deque[Event] | None = field(default=None, repr=False)
+    done: bool = False  # it has ended, and a step has told its last event
+
+    @property
+    def error(self) -> str | None:
+        return None if self.job is None else self.job.error
+
 
 class Engine:
-    """Generates with a language model. It holds no state between calls, so an interrupted call leaves none behind.
+    """Generates with a language model, many requests at once, and scores and embeds texts with it.
 
     lm              what `dougong.load` gives: .model, .tokenizer (None: prompts are ids, texts are ""), .spec, .eos_ids
-    max_batch       requests that run side by side; the others wait
+    max_batch       sequences that run side by side; the others wait
     prefill_tokens  prompt tokens that go through the model at once, which bounds the memory for activations
+    memory          for the state of sequences: bytes, or a text such as "2GiB"; None: two fifths of what is free now
+    page_size       tokens that are stored, shared and found again together
+    kv              None: keys and values as the model makes them; "int8", "fp8": as bytes, scaled by token and head
+    prefix_cache    keep what is known of texts, for those that begin alike
+    draft           a small model with the same tokenizer, for speculation
+
+    Interrupted calls leave nothing behind. Calls from several threads take turns, step by step.
     """
 
-    def __init__(self, lm: LanguageModel, max_batch: int = 32, prefill_tokens: int = 2048):
-        for name, value in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens)):
+    def __init__(
+        self,
+        lm: LanguageModel,
+        max_batch: int = 32,
+        prefill_tokens: int = 2048,
+        memory: int | float | str | None = None,
+        page_size: int = 16,
+        kv: KV | None = None,
+        prefix_cache: bool = True,
+        draft: LanguageModel | None = None,
+    ):
+        for name, value in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens), ("page_size", page_size)):
             if value < 1:
                 raise DougongError(f"{name} is {value}; expected at least 1")
         self.lm = lm
+        self.draft = draft
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
+        self._memory = memory
+        self._page_size, self._prefix_cache = page_size, prefix_cache
+        self._kv: KV | None = kv
+        self._lock = threading.RLock()
+        self._numbers = count()
+        self._tickets: dict[int, Ticket] = {}
+        self._kept: list[Event] = []  # of submitted requests, met while another call ran the steps
+        self._weights: tuple[Any, ...] = ()
+        self._prompt_tokens = 0
+        if memory is not None:
+            parse_memory(memory, torch.device("cpu"))
+
+    @property
+    def runner(self) -> Runner:
+        """Where sequences are stored; made at the first request."""
+        if "_runner" in self.__dict__:  # who only asks does not wait for the step that runs
+            return self._runner
+        with self._lock:
+            return self._runner
+
+    @cached_property
+    def _budget(self) -> int:
+        return parse_memory(self._memory, next(self.lm.model.parameters()).device)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        memory = self._budget if self.draft is None else self._budget - self._budget // 5
+        # Searches fork before they drop: they hold up to twice their width for a moment.
+        sequences = 2 * self.max_batch + 16
+        return Runner(self.lm.model, memory, self._page_size, self._kv, sequences, self._prefix_cache)
+
+    @cached_property
+    def _scheduler(self) -> Scheduler:
+        return Scheduler(self.runner, self.max_batch, self.prefill_tokens)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.lm.tokenizer, self.lm.spec.vocab)
 
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
+        self,
+        prompts: Sequence[Prompt] | Tensor,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        source: Sequence[Prompt] | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt; the answers come in the prompts' order. See `stream` for the arguments and errors."""
-        requests = self._requests(prompts, sampling)
-        events: list[list[Event]] = [[] for _ in requests]
-        for event in self._run(requests):
-            events[event.index].append(event)
-        return [_completion(request, own) for request, own in zip(requests, events, strict=True)]
+        """Complete every prompt; the answers come in the prompts' order, n to each. See `stream` for the rest.
+
+        Raises DougongError also when the model gives no usable numbers.
+        """
+        tickets = self._tickets_for(prompts, sampling, source, adapter)
+        events: dict[tuple[int, int], list[Event]] = {
+            (index, choice): [] for index, ticket in enumerate(tickets) for choice in range(ticket.sampling.n)
+        }
+        for event in self._run(tickets):
+            events[event.index, event.choice].append(event)
+        return [
+            completion(tickets[index].prompt, tickets[index].sampling, choice, own)
+            for (index, choice), own in events.items()
+        ]
 
     def stream(
-        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
+        self,
+        prompts: Sequence[Prompt] | Tensor,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        source: Sequence[Prompt] | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> Iterator[Event]:
         """Complete every prompt, yielding each token as soon as its text is certain; requests take turns.
 
         prompts: texts (encoded as the tokenizer does by default, special tokens read as plain text) or lists of ids.
-        sampling: one for all, or one for each prompt. Closing the iterator ends the work.
+        sampling: one for all, or one for each prompt. source: of each prompt what the encoder of an encoder-decoder
+        reads; the prompt is then how the decoder begins. adapter: the name of an attached one for all prompts, or one
+        for each; None: the model as it is, with every adapter that is on; "": the base alone. Closing the iterator
+        ends the work.
 
         Raises DougongError before any work when a prompt is empty and there is no beginning-of-text id, is longer than
-        the model's context, holds an id outside the vocabulary, or is text (or has stop strings) without a tokenizer.
+        the model's context, holds an id outside the vocabulary, or is text (or has stop strings) without a tokenizer;
+        and when a request could never fit into the engine's memory.
         """
-        return self._run(self._requests(prompts, sampling))
+        # Not a generator itself: that would take requests, and refuse them, only when somebody looks.
+        return self._run(self._tickets_for(prompts, sampling, source, adapter))
 
-    def score(
-        self, prompts: Sequence[str | Sequence[int]], completions: Sequence[str | Sequence[int]]
-    ) -> list[list[float]]:
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        priority: int = 0,
+        source: Prompt | None = None,
+        adapter: str | None = None,
+    ) -> Ticket:
+        """Put a request in line; `step` brings its events, whose index is the ticket's number. Higher priorities go
+        first, and take the place of lower ones that run. Raises DougongError as `stream` does."""
+        ticket = self.prepare(prompt, sampling, source, adapter)
+        self.begin(ticket, priority)
+        return ticket
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        source: Prompt | None = None,
+        adapter: str | None = None,
+    ) -> Ticket:
+        """The first half of `submit`: checks the request and encodes its texts, and may run beside a step."""
+        return self._ticket(prompt, sampling or Sampling(), "the prompt", source, adapter)
+
+    def begin(self, ticket: Ticket, priority: int = 0) -> None:
+        """The second half of `submit`: puts a prepared request in line."""
+        with self._lock:
+            self._begin(ticket, None, priority)
+
+    def cancel(self, ticket: Ticket) -> list[Event]:
+        """End a request now; returns its last events ("cancelled"), none if it had ended before."""
+        with self._lock:
+            self._tickets.pop(ticket.number, None)
+            ticket.done = True
+            return [] if ticket.job is None else self._scheduler.cancel(ticket.job)
+
+    def step(self) -> list[Event]:
+        """Run one step of everything that was submitted; returns the events that it brought, none when idle."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+            if self._scheduler.idle:
+                return kept
+            if self.lm.model.training:
+                with self._evaluating():
+                    return kept + self._stepped()
+            return kept + self._stepped()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits, and no event is left to be told."""
+        return self._scheduler.idle and not self._kept
+
+    def stats(self) -> dict[str, float]:
+        """Counts, now and so far."""
+        with self._lock:
+            runner, scheduler = self.runner, self._scheduler
+            prefixes = runner.prefixes
+            return {
+                "running": len(scheduler.running),
+                "waiting": len(scheduler.waiting),
+                "pages": sum(pages.total for pages in runner.pages),
+                "free_pages": sum(pages.free for pages in runner.pages),
+                "cached_pages": sum(pages.idle for pages in runner.pages),
+                "free_bytes": runner.free_bytes,
+                "prompt_tokens": self._prompt_tokens,
+                "generated_tokens": scheduler.generated,
+                "prefix_asked_tokens": prefixes.asked if prefixes else 0,
+                "prefix_hit_tokens": prefixes.hit if prefixes else 0,
+                "preempted": scheduler.preempted,
+            }
+
+    def embed(self, texts: Sequence[Prompt]) -> Float[Tensor, "N D"]:
+        """An embedding for each text: what the model's own pooling gives, else the mean of the last hidden states,
+        brought to length 1. Raises DougongError as `stream` does."""
+        ids = [prompt_ids(self.lm, text, f"texts[{index}]") for index, text in enumerate(texts)]
+        with self._lock, self._evaluating():
+            return embed_tokens(self.lm.model, ids, self.prefill_tokens)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[list[float]]:
         """Log-probability of every token of each completion after its prompt, by a full forward pass without a cache.
 
         A text after a text is encoded with it, then cut where the prompt's own ids end: so the tokens are those that
@@ -85,12 +273,16 @@ class Engine:
                     f"prompts[{index}] and {where} have {sum(map(len, pairs[-1]))} tokens; the model's context is "
                     f"{self.lm.spec.context}; shorten them"
                 )
-        with self._evaluating():
+        with self._lock, self._evaluating():
             return score_tokens(self.lm.model, pairs, self.prefill_tokens)
 
-    def _requests(
-        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling | Sequence[Sampling] | None
-    ) -> list[Request]:
+    def _tickets_for(
+        self,
+        prompts: Sequence[Prompt] | Tensor,
+        sampling: Sampling | Sequence[Sampling] | None,
+        sources: Sequence[Prompt] | None,
+        adapters: str | Sequence[str | None] | None,
+    ) -> list[Ticket]:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if sampling is None or isinstance(sampling, Sampling):
             samplings = [sampling or Sampling()] * len(prompts)
@@ -98,55 +290,181 @@ class Engine:
             samplings = list(sampling)
         if len(samplings) != len(prompts):
             raise DougongError(f"{len(samplings)} samplings for {len(prompts)} prompts; give one, or one for each")
-        if self.lm.tokenizer is None and any(each.stop for each in samplings):
+        read: list[Prompt | None] = [None] * len(prompts) if sources is None else list(sources)
+        if len(read) != len(prompts):
+            raise DougongError(f"{len(read)} sources for {len(prompts)} prompts; give one for each")
+        served = [adapters] * len(prompts) if adapters is None or isinstance(adapters, str) else list(adapters)
+        if len(served) != len(prompts):
+            raise DougongError(f"{len(served)} adapters for {len(prompts)} prompts; give one, or one for each")
+        asked = zip(prompts, samplings, read, served, strict=True)
+        return [
+            self._ticket(prompt, each, f"prompts[{index}]", source, adapter, index)
+            for index, (prompt, each, source, adapter) in enumerate(asked)
+        ]
+
+    def _ticket(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        where: str,
+        source: Prompt | None,
+        adapter: str | None,
+        index: int | None = None,
+    ) -> Ticket:
+        """A request, checked; nothing is begun yet."""
+        lm = self.lm
+        if lm.tokenizer is None and sampling.stop:
             raise DougongError("stop strings need a tokenizer, and this model has none; use stop_ids")
-        eos_ids = frozenset(self.lm.eos_ids)
-        requests = []
-        for index, (prompt, each) in enumerate(zip(prompts, samplings, strict=True)):
-            ids = prompt_ids(self.lm, prompt, f"prompts[{index}]")
-            requests.append(Request(index, ids, each, self.lm.tokenizer, self.lm.spec.context, eos_ids))
-        return requests
-
-    def _run(self, requests: list[Request]) -> Iterator[Event]:
-        waiting = deque(requests)
-        running: list[Request] = []
-        cache: Cache | None = None
-        with self._evaluating():
-            while waiting or running:
-                kept = [row for row, request in enumerate(running) if not request.finished]
-                parts = [(cache, kept)] if cache is not None and kept else []
-                running = [running[row] for row in kept]
-                moved = cache is not None and len(kept) < len(cache.lengths)
-                while waiting and len(running) < self.max_batch:
-                    fresh = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - len(running)))]
-                    for full in (request for request in fresh if not request.room):
-                        full.finished = True
-                        yield Event(full.index, None, "", 0.0, "length")
-                    for group in by_length([request for request in fresh if request.room]):
-                        own, logits = prefill(self.lm.model, group, self.prefill_tokens)
-                        yield from self._accept(group, logits)
-                        stay = [row for row, request in enumerate(group) if not request.finished]
-                        parts.append((own, stay))
-                        running += [group[row] for row in stay]
-                        moved = True
-                if not running:
-                    cache = None
-                    continue
-                longest = max(int(part.lengths[list(rows)].max()) for part, rows in parts if rows)
-                if moved or cache is None or longest >= cache.capacity:
-                    cache = gather(self.lm.model, parts, capacity_for(running, longest))
-                logits = decode(self.lm.model, running, cache)
-                yield from self._accept(running, logits)
-
-    def _accept(self, requests: list[Request], logits: torch.Tensor) -> Iterator[Event]:
-        """Choose every row's next token before any of them is told: the iterator may be left between two events."""
-        with torch.inference_mode():
-            tokens, logprobs = choose(
-                logits, [request.sampling for request in requests], [request.generator for request in requests]
+        check_adapter(lm.model, adapter)
+        ids = prompt_ids(lm, prompt, where)
+        if source is not None and lm.model.encoder is None:
+            raise DougongError("this model has no encoder; leave `source` out")
+        if source is None and lm.model.encoder is not None:
+            raise DougongError("this model has an encoder and a decoder; give `source`, what its encoder reads")
+        read = None if source is None else prompt_ids(lm, source, f"the source of {where}")
+        number = next(self._numbers)
+        ends = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(lm.eos_ids))
+        grammar = sampling.grammar
+        requests = [
+            Request(
+                number if index is None else index,
+                ids,
+                sampling,
+                lm.tokenizer,
+                lm.spec.context,
+                frozenset(lm.eos_ids),
+                choice,
+                None if grammar is None else self._grammars.matcher(grammar, ends, sampling.forced),
+                read,
             )
-            chosen = list(zip(requests, tokens.tolist(), logprobs.tolist(), strict=True))
-        for request, token, logprob in chosen:
-            yield from request.accept(token, logprob)
+            for choice in range(max(sampling.n, sampling.best_of or 1))
+        ]
+        width = max(len(requests), sampling.beams, 1 if sampling.contrastive is None else sampling.contrastive.k)
+        self._check_room(where, requests[0], width)
+        ticket = Ticket(number, ids, sampling)
+        driver = self._driver(requests, Setting(lm.model, read, adapter))
+        ticket.job = Job(number, driver, requests, width)
+        return ticket
+
+    def _check_room(self, where: str, request: Request, width: int) -> None:
+        """Raise DougongError for a request that could not run even alone."""
+        runner = self.runner
+        chunk = min(self.prefill_tokens, request.size)
+        if not runner.fits(request.size, width, len(request.prompt), chunk):
+            answers = f" in {width} sequences" if width > 1 else ""
+            raise DougongError(
+                f"{where} and its answer may take {request.size} tokens{answers}, more than the engine's memory holds "
+                f"({runner.holds()}); raise memory, or lower max_tokens, n or beams"
+            )
+
+    def _driver(self, requests: list[Request], setting: Setting) -> Driver | Plain:
+        """How the request goes on."""
+        sampling = requests[0].sampling
+        if sampling.beams > 1:
+            return BeamSearch(self.runner, requests, setting)
+        if sampling.contrastive is not None:
+            return ContrastiveSearch(self.runner, requests[0], setting)
+        if sampling.speculation is not None:
+            ahead = [Speculative(self.runner, each, self._proposer(each), setting) for each in requests]
+            return ahead[0] if len(ahead) == 1 else Several(ahead)
+        return Plain(self.runner, requests, sampling.n, setting)
+
+    def _proposer(self, request: Request) -> Proposer:
+        """Who guesses ahead for the request."""
+        how = request.sampling.speculation
+        if how == "prompt_lookup":
+            return PromptLookup()
+        # Guesses have random numbers of their own, told by the request's seed.
+        seed = request.generator.initial_seed() ^ 0x5DEECE66D
+        if how == "mtp":
+            if self.lm.model.mtp is None:
+                raise DougongError("speculation is 'mtp', but this model has no further layers (spec.mtp)")
+            return FurtherLayers(self.lm.model, seed)
+        if self.draft is None:
+            raise DougongError("speculation is 'draft', but this engine has no draft model; give Engine(draft=...)")
+        return DraftModel(self._draft_runner, self.lm.spec.vocab, seed)
+
+    @cached_property
+    def _draft_runner(self) -> Runner:
+        """Where the draft model keeps its sequences: within a fifth of the memory."""
+        assert self.draft is not None
+        own, other = self.lm.tokenizer, self.draft.tokenizer
+        if own is not None and other is not None and own.vocab_size != other.vocab_size:
+            raise DougongError(
+                f"the draft model's tokenizer has {other.vocab_size} tokens, the model's {own.vocab_size}; "
+                "a draft model must have the same tokenizer"
+            )
+        self.draft.model.eval()
+        memory = self._budget // 5
+        return Runner(self.draft.model, memory, self._page_size, None, 2 * self.max_batch + 16, self._prefix_cache)
+
+    def _begin(self, ticket: Ticket, inbox: deque[Event] | None, priority: int) -> None:
+        """Put a checked ticket in line. Its events go to the inbox, where there is one."""
+        assert ticket.job is not None
+        if self._scheduler.idle:
+            self._notice_weights()
+        ticket.inbox = inbox
+        self._tickets[ticket.number] = ticket
+        self._prompt_tokens += len(ticket.prompt)
+        ticket.job.priority = priority
+        if ticket.job.requests[0].room:
+            self._scheduler.add(ticket.job)
+        else:
+            self._scheduler.refuse(ticket.job, "length")
+
+    def _notice_weights(self) -> None:
+        """Training goes on between calls: what old weights made of a text is worth nothing then."""
+        now = tuple(
+            (id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            for tensor in (*self.lm.model.parameters(), *self.lm.model.buffers())
+        )
+        if now != self._weights:
+            self._weights = now
+            self.runner.forget()
+
+    def reset(self) -> None:
+        """Forget all texts: for those who change weights behind PyTorch's back (`weight.data`)."""
+        with self._lock:
+            self.runner.forget()
+
+    def _run(self, tickets: list[Ticket]) -> Iterator[Event]:
+        inbox: deque[Event] = deque()
+        try:
+            with self._lock:
+                for ticket in tickets:
+                    self._begin(ticket, inbox, 0)
+            with self._evaluating():
+                while inbox or not all(ticket.done for ticket in tickets):
+                    if not inbox:
+                        with self._lock:
+                            self._kept += self._stepped()
+                    while inbox:
+                        event = inbox.popleft()
+                        if event.finish_reason == "error":
+                            raise DougongError(self._error(tickets, event))
+                        yield event
+        finally:
+            for ticket in tickets:
+                self.cancel(ticket)
+
+    def _error(self, tickets: list[Ticket], event: Event) -> str:
+        return tickets[event.index].error or "no token is allowed: bans and grammar leave none"
+
+    def _stepped(self) -> list[Event]:
+        """One step; returns the events of submitted requests, and puts those of others into their inboxes."""
+        out: list[Event] = []
+        for job, events in self._scheduler.step():
+            ticket = self._tickets.get(job.number)
+            if ticket is None:
+                continue
+            if ticket.inbox is None:
+                out += events
+            else:
+                ticket.inbox.extend(events)
+            if job.done:
+                ticket.done = True
+                del self._tickets[job.number]
+        return out
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -159,14 +477,17 @@ class Engine:
             self.lm.model.train(training)
 
 
-def _completion(request: Request, events: list[Event]) -> Completion:
+def completion(prompt: list[int], sampling: Sampling, choice: int, events: Sequence[Event]) -> Completion:
+    """One answer's events put together."""
     told = [event for event in events if event.token is not None]
     reason = events[-1].finish_reason
     assert reason is not None
     return Completion(
         tokens=[event.token for event in told if event.token is not None],
         text="".join(event.text for event in events),
-        logprobs=[event.logprob for event in told] if request.sampling.logprobs else [],
+        logprobs=[event.logprob for event in told] if sampling.logprobs else [],
         finish_reason=reason,
-        prompt=request.prompt,
+        prompt=prompt,
+        tops=[event.top for event in told] if sampling.top_logprobs else [],
+        choice=choice,
     )

@@ -1,8 +1,8 @@
-"""One request: its prompt, its tokens so far, and why it ended."""
+"""One answer on its way: its prompt, its tokens so far, and why it ended."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -11,16 +11,19 @@ from dougong.engine.sampling import Sampling
 from dougong.engine.text import TextStream
 
 if TYPE_CHECKING:
+    from dougong.engine.grammar import Matcher
     from dougong.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+Top = tuple[tuple[int, float], ...]
 
 
 class Event(NamedTuple):
-    """One step of one request. Put together, a request's events are its Completion.
+    """One step of one answer. Put together, an answer's events are its Completion.
 
-    index: the prompt's place in the list. token: None in a last event that brings only the reason. text: what the token
-    completed, never half a character. logprob: see Completion. finish_reason: None until the last event.
+    index: the prompt's place in the list, or its ticket's number. token: None in a last event that brings only the
+    reason. text: what the token completed, never half a character. logprob, top: see Completion. finish_reason: None
+    until the last event. choice: which of n answers to the prompt.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody looks for a value in an event)
@@ -28,6 +31,8 @@ class Event(NamedTuple):
     text: str
     logprob: float
     finish_reason: FinishReason | None
+    top: Top = ()
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,11 @@ class Completion:
     tokens         generated ids, an end-of-text id included; after a stop string, the fewest that spell the text
     text           what they spell as a continuation of the prompt, without end of text and stop string
     logprobs       of each token under the model's own, untempered distribution; empty where not asked for
-    finish_reason  "stop" (an end-of-text id, a stop id, a stop string) or "length" (max_tokens, or the context's end)
+    finish_reason  "stop" (an end-of-text id, a stop id, a stop string, a grammar's end), "length" (max_tokens, or the
+                   context's end), "cancelled", or "error" (see the ticket)
     prompt         the prompt's ids
+    tops           of each token, the most probable (id, log-probability) at its place; empty where not asked for
+    choice         which of n answers to the prompt
     """
 
     tokens: list[int]
@@ -46,10 +54,20 @@ class Completion:
     logprobs: list[float]
     finish_reason: FinishReason
     prompt: list[int]
+    tops: list[Top] = field(default_factory=list)
+    choice: int = 0
 
 
 class Request:
-    """A prompt on its way to a completion: the only mutable thing in the engine besides a batch's cache."""
+    """One answer to a prompt. What choosing a token needs of it is `choose.Row`.
+
+    room      tokens that it may still generate
+    size      tokens of prompt and answer together, at most
+    output    ids generated so far
+    ends      ids that end it
+    matcher   where its output stands in its grammar
+    source    ids that the encoder of an encoder-decoder reads
+    """
 
     def __init__(
         self,
@@ -59,35 +77,54 @@ class Request:
         tokenizer: Tokenizer | None,
         context: int,
         eos_ids: frozenset[int],
+        choice: int = 0,
+        matcher: Matcher | None = None,
+        source: list[int] | None = None,
     ):
         self.index = index
+        self.choice = choice
         self.prompt = prompt
         self.sampling = sampling
-        self.room = min(sampling.max_tokens, context - len(prompt))  # tokens it may still generate
-        self.size = len(prompt) + self.room  # tokens of prompt and answer together, at most
-        self.last = -1  # the newest token: generated, not yet run through the model
-        self._ends = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else eos_ids)
-        self._text = TextStream(tokenizer, prompt, sampling.stop)
+        self.matcher = matcher
+        self.source = source
+        self.output: list[int] = []
+        self.room = min(sampling.max_tokens, context - len(prompt))
+        self.size = len(prompt) + self.room
+        self.ends = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else eos_ids)
+        self._text = TextStream(tokenizer, prompt, sampling.stop, sampling.include_stop)
         self.generator = torch.Generator()
         if sampling.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(sampling.seed)
+            self.generator.manual_seed((sampling.seed + choice) % (1 << 63))
         self.finished = False
 
-    def accept(self, token: int, logprob: float) -> list[Event]:
-        """Take the token chosen for this request; returns the events that are certain now."""
-        self.last = token
+    def accept(self, token: int | None, logprob: float, top: Top = ()) -> list[Event]:
+        """Take the token chosen for this answer; returns the events that are certain now. None: no token is allowed,
+        because the grammar and the bans leave none."""
+        if token is None:
+            done = self.matcher is not None and self.matcher.completed
+            return self.end("stop" if done else "error")
+        self.output.append(token)
         self.room -= 1
-        ended = token in self._ends
-        full = self.room == 0 and not ended
-        pieces = self._text.push(token, logprob, silent=ended, last=ended or full)
-        events = [Event(self.index, piece.token, piece.text, piece.logprob, None) for piece in pieces]
-        if ended or full or self._text.stopped:
-            self.finished = True
-            reason: FinishReason = "stop" if ended or self._text.stopped else "length"
-            if events:
-                events[-1] = events[-1]._replace(finish_reason=reason)
-            else:
-                events = [Event(self.index, None, "", 0.0, reason)]
-        return events
+        ended = token in self.ends
+        if self.matcher is not None and not ended:
+            self.matcher.accept(token)
+            closed = self.matcher.finished
+        else:
+            closed = False
+        full = self.room == 0 and not ended and not closed
+        pieces = self._text.push(token, logprob, silent=ended, last=ended or closed or full, top=top)
+        events = [
+            Event(self.index, piece.token, piece.text, piece.logprob, None, piece.top, self.choice) for piece in pieces
+        ]
+        if not (ended or closed or full or self._text.stopped):
+            return events
+        return self.end("length" if full and not self._text.stopped else "stop", events)
+
+    def end(self, reason: FinishReason, events: list[Event] | None = None) -> list[Event]:
+        """The answer's end: `events`, the last of them with the reason; where there are none, one that brings it."""
+        self.finished = True
+        if events:
+            return [*events[:-1], events[-1]._replace(finish_reason=reason)]
+        return [Event(self.index, None, "", 0.0, reason, (), self.choice)]

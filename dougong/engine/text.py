@@ -20,6 +20,7 @@ class Piece(NamedTuple):
     token: int
     text: str
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class TextStream:
@@ -29,30 +30,45 @@ class TextStream:
     Without a tokenizer every text is "".
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], stops: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        prompt: Sequence[int],
+        stops: Sequence[str] = (),
+        include_stop: bool = False,
+    ):
         self.stopped = False
+        self._include = include_stop
         self._stops = tuple(stops)
         self._decoder = tokenizer.stream() if tokenizer is not None else None
         self._held: list[Piece] = []
         for token in prompt[-CONTEXT_TOKENS:]:  # decides about a leading space, and completes half a character
             self._decode(token)
 
-    def push(self, token: int, logprob: float, silent: bool = False, last: bool = False) -> list[Piece]:
-        """Add a token; returns the pieces that are certain now.
+    def push(
+        self,
+        token: int,
+        logprob: float,
+        silent: bool = False,
+        last: bool = False,
+        top: tuple[tuple[int, float], ...] = (),
+    ) -> list[Piece]:
+        """Add a token, its log-probability, and the best ones at its place; returns the pieces that are certain now.
 
         silent: the token gives no text (an end of text). last: nothing follows, so everything is certain.
-        After a stop string `stopped` is set, and the last piece is cut before it; tokens that only spelled the stop
-        string are gone, so the tokens are the fewest whose text begins with the text returned.
+        After a stop string `stopped` is set, and the last piece is cut before it (behind it where it is included);
+        tokens that only spelled what was cut are gone, so the tokens are the fewest whose text begins with the text
+        returned.
         """
         text = "" if silent else self._decode(token)
         if last and self._decoder is not None:
             text += self._decoder.finish()
-        self._held.append(Piece(token, text, logprob))
+        self._held.append(Piece(token, text, logprob, top))
         text = "".join(piece.text for piece in self._held)
-        cut = first_stop(text, self._stops)
-        if cut is not None:
+        found = first_stop(text, self._stops)
+        if found is not None:
             self.stopped = True
-            return self._release(cut, cutting=True)
+            return self._release(found[self._include], cutting=True)
         return self._release(len(text) if last else len(text) - held_back(text, self._stops))
 
     def _decode(self, token: int) -> str:
@@ -79,13 +95,16 @@ class TextStream:
         return out
 
 
-def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the stop string begins that ends first (of those, the longest), or None.
+def first_stop(text: str, stops: Sequence[str]) -> tuple[int, int] | None:
+    """Where the stop string that ends first (of those, the longest) begins and ends, or None.
 
     Ending first, not beginning first: so the answer does not depend on how the text was cut into tokens.
     """
     found = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
-    return min(found)[1] if found else None
+    if not found:
+        return None
+    end, start = min(found)
+    return start, end
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:

@@ -47,6 +47,9 @@ class KeyMap:
     spellings  (other, ours): parts of names that files may spell in another way; ours is written
     derived    tensors that hold no weights but must stand in a file, by their whole names: written, not read
     predicting the name of a tensor that a file has for its k-th layer that predicts a further token (MTP), from k = 0
+    idle       (ours, other): a tensor that files hold beside ours and that no computation reads, but which stands for
+               ours in files that lack it. Written as a copy of ours
+    may_tie    whether a file without a head of its own means that the head is the embedding, whatever the config says
     """
 
     rules: tuple[Rule, ...]
@@ -57,6 +60,8 @@ class KeyMap:
     spellings: tuple[tuple[str, str], ...] = ()
     derived: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     predicting: Callable[[int], str] | None = None
+    idle: tuple[tuple[str, str], ...] = ()
+    may_tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,11 @@ def read(
     found = {name: weights.shapes[spelling] for name, spelling in stored.items()}
     copies = {here(copy): here(original) for copy, original in (keys.tied, *keys.copies)}
     copies = {copy: original for copy, original in copies.items() if copy in found and copy not in by_name}
-    known = {here(name) for name in (*keys.constants, *keys.derived)}.union(by_name, copies)
+    idle = [(here(ours), here(other)) for ours, other in keys.idle if here(ours) in by_name]
+    for name, other in idle:
+        if name not in found and other in found:
+            stored[name], found[name] = stored[other], found[other]
+    known = {here(name) for name in (*keys.constants, *keys.derived)}.union(by_name, copies, dict(idle).values())
     extra = [name for name in found if known.isdisjoint(_patterns(name))]
     if missing := [name for name in by_name if name not in found]:
         also = f"; it also holds {some(extra)}, unknown to this config" if extra else ""

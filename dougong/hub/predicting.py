@@ -1,6 +1,8 @@
-"""Layers for predicting further tokens (MTP): whether a checkpoint has them is said by its tensors, not by its config.
+"""What a checkpoint's tensors say, and its config does not: whether it has layers for predicting further tokens (MTP),
+and, in some families, whether it has a head of its own.
 
-`num_nextn_predict_layers` is no help: files written by transformers keep the key and drop the layers.
+`num_nextn_predict_layers` is no help: files written by transformers keep the key and drop the layers. And of T5 it says
+that all are tied, whether they are or not.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from dougong.parts.latent import LatentAttention
 
 
 def with_found(spec: ModelSpec, keys: KeyMap, names: Container[str]) -> ModelSpec:
-    """`spec` with as many such layers as a file with these names of tensors has."""
+    """`spec` with as many such layers as a file with these names of tensors has, and with the head that it has."""
+    if keys.may_tie and spec.head is not None and keys.tied[0] not in names:
+        spec = replace(spec, head=replace(spec.head, tied=True))
     depth = 0
     while keys.predicting is not None and keys.predicting(depth) in names:
         depth += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from dougong.base import DougongError, read_json
 from dougong.hub.download import download, is_hub_id, missing
-from dougong.hub.families import FAMILIES, Family, family_named
+from dougong.hub.families import FAMILIES, family_named
 from dougong.hub.formats.float8 import Float8, Float8Weights, understand
 from dougong.hub.formats.gguf import MAGIC as GGUF
 from dougong.hub.formats.gguf import GgufWeights, open_gguf
@@ -25,6 +27,7 @@ from dougong.hub.gguf_tokenizer import read_ids, read_tokenizer
 from dougong.hub.keymap import KeyMap, Row, Shape, read, rows
 from dougong.hub.language_model import LanguageModel
 from dougong.hub.predicting import with_found
+from dougong.hub.wrapped import TextWeights, text_config
 from dougong.model import LayerSpec, Model, ModelSpec
 from dougong.parts.attention import Attention
 from dougong.parts.embedding import Head
@@ -39,29 +42,47 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+Settle = Callable[[Model, str], None]
+
+
+def _leave(model: Model, path: str) -> None:
+    """Weights stay as they were read."""
+
+
+@dataclass(frozen=True)
+class _Into:
+    """What weights become: their type (None: their own), their place, and what is done with each module's."""
+
+    dtype: torch.dtype | None
+    device: torch.device
+    settle: Settle
+
 
 def load(
     path: str | os.PathLike[str],
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-    quantize: str | None = None,
+    settle: Settle | None = None,
 ) -> LanguageModel:
-    """Open a model.
+    """Open a model, its weights as they are; `dougong.load` can quantise them as well.
 
     path      a folder in Hugging Face layout; a run folder (its `model/` is opened); a GGUF file; a llama2.c or
               rwkv.cpp checkpoint (.bin); or an id on the Hugging Face hub, such as "Qwen/Qwen3-0.6B"
     dtype     of the weights; None keeps what the file has (float32 for llama2.c). Quantised ones are multiplied out:
               None makes 8-bit floats what config.json says or bfloat16, and GGUF's block types float32
     device    where they go; None is the CPU
+    settle    called with the model and the path of each module that has got its last weight: it may put the weight in
+              another form before the next one is read
+
+    Of a model that wraps a text model (Gemma 3, Qwen3.5 with their vision towers) the text model is opened, and a
+    warning says what is left out.
 
     The module is built without memory for its weights, which are then copied from the file tensor by tensor: at no
     time are there two copies of the model. Raises DougongError, naming the thing, for a path that does not exist, a
     family or a key that is not known, missing, left over or damaged weights, and a tokenizer larger than the
     vocabulary.
     """
-    if quantize is not None:
-        raise DougongError(f"quantize={quantize!r}: quantised loading comes with a later version; leave it out")
-    kind, where = _dtype(dtype), _device(device)
+    into = _Into(_dtype(dtype), _device(device), settle or _leave)
     name = os.fspath(path)
     place = Path(name).expanduser()
     if not name or not place.exists():
@@ -69,9 +90,9 @@ def load(
     if place.is_dir():
         only = _only_file(place)
         if only is None:
-            return _load_folder(_model_folder(place), kind, where)
+            return _load_folder(_model_folder(place), into)
         place = only
-    return _load_file(place, kind, where)
+    return _load_file(place, into)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -114,37 +135,32 @@ def _model_folder(folder: Path) -> Path:
     raise DougongError(f"{folder} has no config.json (nor a model/config.json, as a run folder has)")
 
 
-def _load_folder(folder: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
-    config = _json_object(folder / "config.json")
+def _load_folder(folder: Path, into: _Into) -> LanguageModel:
+    config, where = _json_object(folder / "config.json"), str(folder / "config.json")
+    wrapped = config.get("model_type") not in FAMILIES and "text_config" in config
+    config = text_config(config, where) if wrapped else config
     name = config.get("model_type")
-    family = _family(config, str(folder / "config.json"))
+    family = family_named(name, where)
     layout = _float8_layout(config, f"config.json of {name}")
     spec = family.from_config(config)
     generation = folder / "generation_config.json"
     defaults = _json_object(generation) if generation.is_file() else {}
     has_tokenizer = any((folder / file).is_file() for file in TOKENIZER_FILES)
     tokenizer = _tokenizer(folder) if has_tokenizer else None
-    with open_weights(folder) as stored:
+    if wrapped:
+        config["architectures"] = family.to_config(spec)["architectures"]
+    with open_weights(folder) as opened:
+        stored = TextWeights(opened) if wrapped else opened
         spec = with_found(spec, family.keys(spec), stored.shapes)
         lm = LanguageModel(_empty(spec), tokenizer, str(name), config, defaults)
         lm.check_tokenizer()
         weights = stored if layout is None else Float8Weights(stored, layout)
         if stored.float8:
             said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-            dtype = dtype or DTYPES.get(said, torch.bfloat16)
+            into = replace(into, dtype=into.dtype or DTYPES.get(said, torch.bfloat16))
         spelled = rows(family.keys(spec), _shapes(lm.model), spec.depth, str(name))
-        _fill(lm.model, family.keys(spec), spelled, weights, str(name), dtype, device)
+        _fill(lm.model, family.keys(spec), spelled, weights, str(name), into)
     return lm
-
-
-def _family(config: dict[str, Any], where: str) -> Family:
-    name, inner = config.get("model_type"), config.get("text_config")
-    if name not in FAMILIES and isinstance(inner, dict):
-        raise DougongError(
-            f"{where}: model_type {name!r} is not supported: it wraps a text model, {inner.get('model_type')!r} in "
-            "text_config, and more around it; load a checkpoint of the text model alone"
-        )
-    return family_named(name, where)
 
 
 def _float8_layout(config: dict[str, Any], where: str) -> Float8 | None:
@@ -184,15 +200,16 @@ def _fill(
     spelled: list[Row],
     weights: Weights,
     family: str,
-    dtype: torch.dtype | None,
-    device: torch.device,
+    into: _Into,
 ) -> None:
     """Give an empty model its weights, each a copy of its own in the type and place asked for."""
     real = {name.replace(".storage.", "."): name for name, _ in model.named_parameters()}
+    missing: dict[str, int] = {}  # entries of a stack that have not come yet
 
     def put(name: str, tensor: Tensor, expert: int | None) -> None:
         parent, _, leaf = real[name].rpartition(".")
         module = model.get_submodule(parent)
+        dtype, device = into.dtype, into.device
         if expert is not None:  # one entry of a stack, which is made when its first entry comes
             stack = getattr(module, leaf)
             if stack.is_meta:
@@ -201,28 +218,32 @@ def _fill(
                 stack = nn.Parameter(empty, requires_grad=stack.requires_grad)
                 setattr(module, leaf, stack)
             stack.data[expert].copy_(tensor)
+            missing[name] = missing.get(name, len(stack)) - 1
+            if not missing[name]:
+                into.settle(model, parent)
             return
         # A copy even where the type stays: the tensor may be a window onto the file, which may change or vanish.
         own = tensor.to(device, dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
         # What gradients do not train (a router's correction) they do not train after loading either.
         setattr(module, leaf, nn.Parameter(own, requires_grad=getattr(module, leaf).requires_grad))
+        into.settle(model, parent)
 
     read(keys, spelled, weights, family, put)
 
 
-def _load_file(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+def _load_file(path: Path, into: _Into) -> LanguageModel:
     with path.open("rb") as stream:
         start = stream.read(4)
     if start == GGUF:
-        return _load_gguf(path, dtype, device)
+        return _load_gguf(path, into)
     if start == RWKV_CPP:
-        return _load_rwkv_cpp(path, dtype, device)
+        return _load_rwkv_cpp(path, into)
     if path.suffix in (".safetensors", ".json") or start[:2] == b"PK":
         raise DougongError(f"{path} is one file of a model folder; load the folder, {path.parent}")
-    return _load_llama2c(path, dtype, device)
+    return _load_llama2c(path, into)
 
 
-def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+def _load_gguf(path: Path, into: _Into) -> LanguageModel:
     file = open_gguf(path)
     config = read_config(file)
     name = config["model_type"]
@@ -232,11 +253,11 @@ def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device) -> L
     keys = gguf_keys(file, config["head_dim"])
     with GgufWeights(file) as weights:
         spelled = rows(keys, _shapes(lm.model), spec.depth, "GGUF")
-        _fill(lm.model, keys, spelled, weights, f"{name} in GGUF", dtype or file.dtype, device)
+        _fill(lm.model, keys, spelled, weights, f"{name} in GGUF", replace(into, dtype=into.dtype or file.dtype))
     return lm
 
 
-def _load_llama2c(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+def _load_llama2c(path: Path, into: _Into) -> LanguageModel:
     header = read_header(path)
     spec = _llama2c_spec(header)
     beside = [path.with_name(name) for name in (f"tok{spec.vocab}.bin", "tokenizer.bin")]
@@ -247,23 +268,23 @@ def _load_llama2c(path: Path, dtype: torch.dtype | None, device: torch.device) -
     lm = LanguageModel(_empty(spec), tokenizer, "llama", {}, {"bos_token_id": 1, "eos_token_id": [1, 2]})
     lm.check_tokenizer()
     with Llama2cWeights(path, header) as weights:
-        _fill_own(lm.model, weights, "llama2.c", dtype, device)
+        _fill_own(lm.model, weights, "llama2.c", into)
     return lm
 
 
-def _load_rwkv_cpp(path: Path, dtype: torch.dtype | None, device: torch.device) -> LanguageModel:
+def _load_rwkv_cpp(path: Path, into: _Into) -> LanguageModel:
     spec, weights = open_rwkv_cpp(path)
     lm = LanguageModel(_empty(spec), None, "rwkv", {}, {})  # the file has no vocabulary
     with weights:
-        _fill_own(lm.model, weights, "rwkv.cpp", dtype, device)
+        _fill_own(lm.model, weights, "rwkv.cpp", into)
     return lm
 
 
-def _fill_own(model: Model, weights: Weights, form: str, dtype: torch.dtype | None, device: torch.device) -> None:
+def _fill_own(model: Model, weights: Weights, form: str, into: _Into) -> None:
     """`_fill` from weights under our own names."""
     spelled = [Row(name, (name,), (shape,), False) for name, shape in _shapes(model).items()]
     names = KeyMap((), prefix="", constants=(), tied=("head.weight", "embedding.weight"))
-    _fill(model, names, spelled, weights, form, dtype, device)
+    _fill(model, names, spelled, weights, form, into)
 
 
 def _llama2c_spec(header: Header) -> ModelSpec:

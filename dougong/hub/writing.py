@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from dougong.base import DougongError, atomic_directory, write_json
 from dougong.hub.families import Family, family_for, family_named, harmless
 from dougong.hub.formats.safetensors import write_safetensors
-from dougong.hub.keymap import rows
+from dougong.hub.keymap import KeyMap, Row, rows
 from dougong.hub.language_model import LanguageModel
+from dougong.hub.predicting import with_found
+from dougong.parts.frozen import FrozenStorage
+from dougong.parts.fused import Part
 
 SHARD_BYTES = 5_000_000_000
 # What a saved model consists of: a folder that holds anything else is not replaced.
@@ -31,9 +34,10 @@ def save(lm: LanguageModel, path: str | os.PathLike[str], shard_bytes: int = SHA
     folder = Path(path).expanduser()
     _refuse_to_replace(folder)
     lm.check_tokenizer()
+    _refuse_frozen(lm)
     name = lm.family or family_for(lm.spec)
     family = family_named(name)
-    config = _config(lm, name, family)
+    new = {**harmless(lm.config), **family.to_config(lm.spec)}
     weights = dict(lm.model.weights())
     shapes = {own: tuple(weight.shape) for own, weight in weights.items()}
     keys = family.keys(lm.spec)
@@ -45,6 +49,11 @@ def save(lm: LanguageModel, path: str | os.PathLike[str], shard_bytes: int = SHA
     kind = weights[spelled[0].own[0]].dtype
     derived = {foreign: make().to(kind) for foreign, make in keys.derived.items()}
     parts += [(foreign, table.nbytes, lambda table=table: table) for foreign, table in derived.items()]
+    parts += [
+        (other, math.prod(row.shape) * weights[row.own[0]].itemsize, lambda row=row: row.join(weights).cpu().clone())
+        for other, row in _idle(keys, spelled).items()
+    ]
+    config = lm.config if _still_describes(lm, name, family, [foreign for foreign, _, _ in parts]) else new
     ids = _ids(lm)
     with atomic_directory(folder) as temporary:
         # `torch_dtype` is read by every version of transformers, `dtype` by new ones only, which prefer it.
@@ -57,15 +66,30 @@ def save(lm: LanguageModel, path: str | os.PathLike[str], shard_bytes: int = SHA
             lm.tokenizer.save(temporary)
 
 
-def _config(lm: LanguageModel, name: str, family: Family) -> dict[str, Any]:
-    """The config.json that the model came with, or where it does not describe the model (any more) a new one."""
-    new = {**harmless(lm.config), **family.to_config(lm.spec)}
+def _refuse_frozen(lm: LanguageModel) -> None:
+    for path, module in lm.model.named_modules():
+        if isinstance(module, (FrozenStorage, Part)):
+            raise DougongError(
+                f"{path} is quantised or fused for running; what is saved are the weights it was made from: load the "
+                "model without quantize, and save that"
+            )
+
+
+def _idle(keys: KeyMap, spelled: list[Row]) -> dict[str, Row]:
+    """Names of tensors that nothing reads, with the rows that they are written like."""
+    by_name = {row.foreign: row for row in spelled}
+    return {other: by_name[ours] for ours, other in reversed(keys.idle) if ours in by_name}
+
+
+def _still_describes(lm: LanguageModel, name: str, family: Family, names: Container[str]) -> bool:
+    """Whether the config.json that the model came with, beside tensors with these names, is read as its spec."""
     if lm.config.get("model_type") != name:
-        return new
+        return False
     try:
-        return lm.config if family.from_config(lm.config) == replace(lm.spec, mtp=None) else new
+        described = family.from_config(lm.config)
     except DougongError:
-        return new
+        return False
+    return with_found(described, family.keys(described), names) == lm.spec
 
 
 def _ids(lm: LanguageModel) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dougong.model.spec import LayerSpec
 from dougong.parts.context import Context
+from dougong.parts.feedforward import dropped
 from dougong.parts.shapes import Float
 from dougong.parts.state import LayerState
 
@@ -25,12 +25,15 @@ class Block(nn.Module):
     output    a x + b norm(f(x))                      (Liu et al. 2022; OLMo 2)
     through   a norm(x) + b f(norm(x))                (MiniMax-01)
     parallel  a x + b mixer(norm(x)) + b ffn(norm(x)) with one norm for both (GPT-J), or one each: parallel_norms
+
+    In training a share of f's output is dropped (`LayerSpec.dropout`, `ffn_dropout`).
     """
 
     def __init__(self, spec: LayerSpec, width: int, source: int | None = None):
         super().__init__()
         self.spec = spec
         self.wiring = spec.wiring
+        self.ffn_dropout = spec.dropout if spec.ffn_dropout is None else spec.ffn_dropout
         self.mixer = spec.mixer.build(width)
         self.cross = spec.cross.build_across(width, source or width) if spec.cross else None
         self.ffn = spec.ffn.build(width) if spec.ffn else None
@@ -49,16 +52,21 @@ class Block(nn.Module):
             assert self.mixer_norm is not None
             normal = _for_products(self.mixer_norm(x))
             y = self.mixer(normal, ctx, states[0])
+            apart = self.spec.ffn_dropout is not None
+            y = dropped(y, self.spec.dropout, self.training and apart)
             if self.ffn is not None:
                 second = normal if self.ffn_norm is None else _for_products(self.ffn_norm(x))
-                y = y + self.ffn(second, ctx, states[2])
-            return keep * x + add * self._drop(y) if (keep, add) != (1, 1) else x + self._drop(y)
-        x = self._residual(x, self.mixer, self.mixer_norm, self.mixer_out_norm, ctx, states[0], keep, add)
+                y = y + dropped(self.ffn(second, ctx, states[2]), self.ffn_dropout, self.training and apart)
+            y = dropped(y, self.spec.dropout, self.training and not apart)
+            return keep * x + add * y if (keep, add) != (1, 1) else x + y
+        share = self.spec.dropout
+        x = self._residual(x, self.mixer, self.mixer_norm, self.mixer_out_norm, ctx, states[0], keep, add, share)
         if self.cross is not None:
-            x = self._residual(x, self.cross, self.cross_norm, None, ctx, states[1], 1, 1)
+            x = self._residual(x, self.cross, self.cross_norm, None, ctx, states[1], 1, 1, share)
         if self.ffn is None:
             return x
-        return self._residual(x, self.ffn, self.ffn_norm, self.ffn_out_norm, ctx, states[2], *self.spec.ffn_scale)
+        scale, share = self.spec.ffn_scale, self.ffn_dropout
+        return self._residual(x, self.ffn, self.ffn_norm, self.ffn_out_norm, ctx, states[2], *scale, share)
 
     def _residual(
         self,
@@ -70,20 +78,18 @@ class Block(nn.Module):
         state: LayerState | None,
         keep: float,
         add: float,
+        share: float,
     ) -> Tensor:
         last = self.wiring in ("post", "output")
         before, after = (None, norm) if last else (norm, out_norm)
         normal = x if before is None else before(x)
-        y = self._drop(sublayer(_for_products(normal), ctx, state))
+        y = dropped(sublayer(_for_products(normal), ctx, state), share, self.training)
         if after is not None and self.wiring != "post":
             y = after(y)
         if self.wiring == "through":
             x = normal
         x = x + y if (keep, add) == (1, 1) else keep * x + add * y
         return after(x) if after is not None and self.wiring == "post" else x
-
-    def _drop(self, y: Tensor) -> Tensor:
-        return F.dropout(y, self.spec.dropout, self.training) if self.spec.dropout else y
 
 
 def _for_products(x: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ from dougong.parts.balance import AUXILIARY, LOADS, auxiliary
 from dougong.parts.context import Context
 from dougong.parts.cross_entropy import capped
 from dougong.parts.embedding import Normalised, check_tokens
+from dougong.parts.feedforward import dropped
 from dougong.parts.heads import Classifier, Pooled
 from dougong.parts.linear import Dense, Linear, Storage
 from dougong.parts.routing import real_tokens
 from dougong.parts.shapes import Bool, Float, Int
-from dougong.parts.state import Cache
+from dougong.parts.state import Cache, Stored
 
 
 class Output:
@@ -113,7 +114,13 @@ class Model(nn.Module):
         source_padding: Bool[Tensor, "B S"] | None = None,
         types: Int[Tensor, "B T"] | None = None,
         both_ways: Bool[Tensor, "B T"] | None = None,
-        coordinates: Int[Tensor, "3 #B T"] | None = None,
+        coordinates: Int[
+            Tensor,
+            (
+                3  # B T
+            ),
+        ]
+        | None = None,
     ) -> Output:
         """Run whole rows of token ids.
 
@@ -149,7 +156,10 @@ class Model(nn.Module):
             raise DougongError("packed documents would share one score; give each document a row of its own")
         if types is not None and not self.spec.embedding.types:
             raise DougongError("this model does not tell types of tokens apart; leave `types` out")
-        for name, each, vocab in (("tokens", tokens, self.spec.vocab), ("source", source, self.spec.vocab)):
+        for name, each, vocab in (
+            ("tokens", tokens, self.ids),
+            ("source", source, self.encoder.ids if self.encoder else 0),
+        ):
             if each is None:
                 continue
             if each.ndim != 2 or each.dtype != torch.int64:
@@ -157,13 +167,18 @@ class Model(nn.Module):
             if not torch.compiler.is_compiling():
                 check_tokens(each, vocab)
 
+    @property
+    def ids(self) -> int:
+        """Token ids that the embedding has a row for: the vocabulary's, and those of soft prompts behind them."""
+        return self.spec.vocab + self.embedding.virtual
+
     def encode(self, source: Int[Tensor, "B S"], padding: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S D"]:
         """The encoder's hidden states of the source."""
         if self.encoder is None:
             raise DougongError("this model has no encoder")
         return self.encoder(source, padding=padding).hidden
 
-    def run(self, tokens: Int[Tensor, "B T"], ctx: Context, cache: Cache | None = None) -> Output:
+    def run(self, tokens: Int[Tensor, "B T"], ctx: Context, cache: Stored | None = None) -> Output:
         """Run tokens in the given context, reading and extending the caller's state where there is one."""
         if self.relative is not None:
             ctx.relative = self.relative.rows
@@ -180,7 +195,8 @@ class Model(nn.Module):
                 assert isinstance(x, Tensor)
             else:
                 x = layer(x, ctx)
-        return Output(x if self.norm is None else self.norm(x), self, real_tokens(ctx), ctx)
+        x = x if self.norm is None else self.norm(x)
+        return Output(dropped(x, self.spec.dropout, self.training), self, real_tokens(ctx), ctx)
 
     def _apart(self, layer: nn.Module, x: Tensor, ctx: Context) -> Tensor:
         """A layer that is run again in the backward pass. Biases of relative positions have a gradient: the second run

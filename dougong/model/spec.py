@@ -60,7 +60,9 @@ class LayerSpec:
     wiring       where the norm stands on the residual path (`model.block.Block` has the formulas)
     cross        attention to the encoder's output, between the two
     mixer_scale  (a, b): how much of x is kept, and of the mixer added; ffn_scale: the same of the feed-forward
-    dropout      share of each sublayer's output dropped in training
+    dropout      share of what is added to the residual path that is dropped in training: each sublayer's output, in a
+                 parallel wiring their sum
+    ffn_dropout  the same of the feed-forward's output, where it has a share of its own (in parallel: each output apart)
     first_norm   False: the mixer has no norm before it (the first layer of ModernBERT)
     """
 
@@ -73,6 +75,7 @@ class LayerSpec:
     ffn_scale: tuple[float, float] = (1.0, 1.0)
     dropout: float = 0.0
     first_norm: bool = True
+    ffn_dropout: float | None = None
 
     def norms(self) -> int:
         """Norms in the layer: one a sublayer, two in a sandwich, one shared by both in parallel."""
@@ -125,6 +128,7 @@ class ModelSpec:
     causal          False: every token sees the whole text
     shared_embedding  encoder and decoder have one table of tokens
     mtp             predicts further tokens, in training only
+    dropout         share of the last hidden states, after the norm, that is dropped in training
     """
 
     vocab: int
@@ -139,6 +143,7 @@ class ModelSpec:
     shared_embedding: bool = True
     task: Task | None = None
     mtp: MTP | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "context"):
@@ -147,6 +152,8 @@ class ModelSpec:
         for index, layer in enumerate(self.layers):
             if isinstance(layer.mixer, Attention):
                 _check_attention(index, layer.mixer)
+            if not self.causal:
+                _check_both_ways(index, layer)
             if layer.cross is not None and self.encoder is None:
                 raise DougongError(f"layers[{index}].cross attends to a source, but the model has no encoder")
         if self.head is not None and self.head.tied and self.head.normalised:
@@ -215,7 +222,8 @@ class ModelSpec:
         seen = context - (tokens - 1) / 2 if self.causal else context
         each: float = self.head.flops(self.vocab, self.width) if self.head else 0
         for layer in self.layers:
-            if layer.cross is not None and self.source_width is not None:  # whose keys and values are made once, of the source
+            if layer.cross is not None and self.source_width is not None:
+                # Its keys and values are made once, of the source.
                 keys = 4 * layer.cross.kv_heads * layer.cross.head_size
                 each += layer.cross.flops(self.width, source) - keys * self.width
                 encoded += source * keys * self.source_width if tokens == context else 0
@@ -231,6 +239,17 @@ class ModelSpec:
         """Bytes that one sequence of `context` tokens keeps between steps (the key-value cache)."""
         slots = [slot for each in self.state_slots() for slot in each.values()]
         return sum(slot.elements(context) * (slot.dtype or dtype).itemsize for slot in slots)
+
+
+def _check_both_ways(index: int, layer: LayerSpec) -> None:
+    """Of a model whose tokens see the whole text: a state that is carried along the row has no later tokens in it."""
+    carried = any(not slot.per_token for slot in layer.mixer.slots().values())
+    for name, part, wrong in (("mixer", layer.mixer, carried), ("ffn", layer.ffn, isinstance(layer.ffn, ChannelMix))):
+        if wrong:
+            raise DougongError(
+                f"layers[{index}].{name} is a {type(part).__name__}, which reads a text from left to right, but causal "
+                "is false: every token sees the whole text; set causal to true or choose attention"
+            )
 
 
 def _check_attention(index: int, mixer: Attention) -> None:

@@ -62,7 +62,8 @@ def _with_experts(index: int, layer: LayerSpec, experts: int, top_k: int, router
     if not isinstance(ffn, (MLP, GatedMLP)):
         raise DougongError(f"layers[{index}].ffn is a {type(ffn).__name__}; only MLP and GatedMLP become experts")
     gated = isinstance(ffn, GatedMLP)
-    return replace(layer, ffn=MoE(experts, top_k, ffn.hidden, router, ffn.activation, gated, ffn.bias))
+    sparse = MoE(experts, top_k, ffn.hidden, router, ffn.activation, gated, ffn.bias, dropout=ffn.dropout)
+    return replace(layer, ffn=sparse)
 
 
 @torch.no_grad()

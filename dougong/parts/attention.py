@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dougong.parts.attend import Scoring, attend
 from dougong.parts.context import Context
+from dougong.parts.fused import together
 from dougong.parts.linear import Linear
 from dougong.parts.norm import Norm
 from dougong.parts.position import NOWHERE, Alibi, Relative
@@ -106,6 +107,10 @@ class AttentionLayer(nn.Module):
         gates = queries if spec.gate == "coordinate" else spec.heads
         self.gate = Linear(width, gates, spec.bias, axes=("embed", "heads")) if spec.gate else None
 
+    def siblings(self) -> list[tuple[Linear, ...]]:
+        """Linears that read the same input (fused.py)."""
+        return [(self.q, self.k, self.v)]
+
     def initial(self, generator: torch.Generator) -> None:
         if self.sinks is not None:
             self.sinks.zero_()
@@ -131,7 +136,7 @@ class AttentionLayer(nn.Module):
     ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B K T d"], Float[Tensor, "B K T d"]]:
         """Queries, keys and values, normalised and turned to their positions."""
         spec = self.spec
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = together(x, self.q, self.k, self.v)
         if spec.clip is not None:
             q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
         whole = spec.qk_norm_over == "projection"

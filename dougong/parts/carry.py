@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dougong.parts.context import Context
-from dougong.parts.segments import by_document
+from dougong.parts.segments import by_document, check_one_way
 from dougong.parts.shapes import Float, Int
 from dougong.parts.state import LayerState, Slots
 
@@ -25,9 +25,11 @@ def carry(
     """`run(rows, past, counts) -> (y, new)`, where past and new hold a tensor (B, *shape) for each of `slots`.
 
     Without a state every document of the batch is run from zeros. With one, `past` is read from it and `new`, which is
-    the state after the first counts[b] tokens of row b (None: after all), is written back.
+    the state after the first counts[b] tokens of row b (None: after all), is written back. Raises DougongError in a
+    context where tokens see later ones.
     """
     if state is not None:
+        check_one_way(ctx)
         y, new = run(x, {name: state.read(name) for name in slots}, ctx.counts)
         for name, value in new.items():
             state.write(name, value)

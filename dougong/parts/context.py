@@ -50,7 +50,15 @@ class Context:
     both_ways: Bool[Tensor, "B T"] | None = None
     source: Float[Tensor, "B S D"] | None = None
     source_padding: Bool[Tensor, "B S"] | None = None
-    coordinates: Int[Tensor, "3 #B T"] | None = None
+    coordinates: (
+        Int[
+            Tensor,
+            (
+                3  # B T
+            ),
+        ]
+        | None
+    ) = None
     types: Int[Tensor, "B T"] | None = None
     relative: Callable[[Tensor], Tensor] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)

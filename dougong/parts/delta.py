@@ -25,7 +25,7 @@ from dougong.parts.linear_attention import finish
 from dougong.parts.linear_recurrence import scan
 from dougong.parts.low_rank import products, projection
 from dougong.parts.norm import Norm
-from dougong.parts.segments import each_document
+from dougong.parts.segments import check_one_way, each_document
 from dougong.parts.shapes import Bool, Float
 from dougong.parts.state import LayerState, Slot, Slots
 
@@ -122,6 +122,7 @@ class DeltaNetLayer(nn.Module):
         if state is None:
             y = each_document(lambda each: self.mix(self._convolve(each), each)[0], parts, ctx)
         else:
+            check_one_way(ctx)
             convolved = self._convolve(parts, ctx, state)
             y, memory = self.mix(convolved, parts, state.read("memory"), ctx.real())
             state.write("memory", memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from dougong.base import DougongError
 from dougong.parts.context import Context
-from dougong.parts.feedforward import ACTIVATIONS, Activation
+from dougong.parts.feedforward import ACTIVATIONS, Activation, dropped
 from dougong.parts.linear import Dense, Linear, Storage
 from dougong.parts.norm import Norm
 from dougong.parts.position import NOWHERE, Learned, Sinusoidal
@@ -38,6 +39,13 @@ class Embedding:
         return width * rows + (self.norm.parameters(width) if self.norm else 0)
 
 
+@runtime_checkable
+class EmbeddingAdapter(Protocol):
+    """A change to the rows that an embedding gives: `x` is what was found so far."""
+
+    def __call__(self, layer: EmbeddingLayer, tokens: Tensor, x: Tensor) -> Tensor: ...
+
+
 class EmbeddingLayer(nn.Module):
     def __init__(self, spec: Embedding, vocab: int, width: int):
         super().__init__()
@@ -48,16 +56,20 @@ class EmbeddingLayer(nn.Module):
         self.position: Storage | None = Dense(self.kind.table(), width) if self.kind.table() else None
         self.types: Storage | None = Dense(spec.types, width) if spec.types else None
         self.norm = spec.norm.build(width) if spec.norm else None
+        self.virtual = 0  # ids from `vocab` on that an adapter has vectors for: soft prompts
+        self.adapters = nn.ModuleDict()
 
     def forward(self, tokens: Int[Tensor, "B T"], ctx: Context) -> Float[Tensor, "B T D"]:
-        x = self.storage.rows(tokens)
+        x = self.storage.rows(tokens.clamp(max=self.vocab - 1) if self.virtual else tokens)
+        for adapter in self.adapters.values():
+            x = adapter(self, tokens, x)
         if self.spec.factor != 1:
             x = x * torch.tensor(self.spec.factor, dtype=x.dtype)  # rounded as the weights are
         if self.types is not None:
             x = x + self.types.rows(torch.zeros_like(tokens) if ctx.types is None else ctx.types)
         x = self.kind.embed(x, ctx, self.storage.rows if self.position is None else self.position.rows)
         x = x if self.norm is None else self.norm(x)
-        return F.dropout(x, self.spec.dropout, self.training) if self.spec.dropout else x
+        return dropped(x, self.spec.dropout, self.training)
 
     @property
     def weight(self) -> Float[Tensor, "V D"]:

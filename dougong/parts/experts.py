@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dougong.base import DougongError
 from dougong.parts.balance import counts
 from dougong.parts.context import Context
-from dougong.parts.feedforward import ACTIVATIONS, MLP, Activation, GatedMLP
+from dougong.parts.feedforward import ACTIVATIONS, MLP, Activation, GatedMLP, dropped
 from dougong.parts.grouped import GroupedDense, GroupedLinear, Groups
 from dougong.parts.linear import Linear
 from dougong.parts.router import Base, ExpertChoice, Hash, TopK
@@ -39,6 +39,7 @@ class MoE:
     """y = sum over the token's experts of weight_e expert_e(x), plus what all tokens share.
 
     Each of `experts` is a feed-forward of `hidden`: down(act(gate(x)) * up(x)) where `gated`, else down(act(up(x))).
+    dropout    share dropped before an expert's last product, in training
     top_k      experts that a token uses (the mean of them where experts choose)
     shared     a feed-forward for every token (DeepSeek-MoE), times sigmoid(w x) where `shared_gate` (Qwen2-MoE)
     """
@@ -54,6 +55,7 @@ class MoE:
     bias: bool = False
     shared: GatedMLP | MLP | None = None
     shared_gate: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.experts:
@@ -97,6 +99,7 @@ class ExpertsLayer(nn.Module):
     def __init__(self, spec: MoE, width: int):
         super().__init__()
         self.activation = spec.activation
+        self.dropout = spec.dropout
         inner, outer = ("expert", "embed", "ffn"), ("expert", "ffn", "embed")
         self.gate = GroupedLinear(spec.experts, width, spec.hidden, spec.bias, inner) if spec.gated else None
         self.up = GroupedLinear(spec.experts, width, spec.hidden, spec.bias, inner)
@@ -108,14 +111,18 @@ class ExpertsLayer(nn.Module):
         up = self.up(x, groups)
         if isinstance(self.activation, ClampedSwiGLU):
             assert self.gate is not None
-            return self.down(self.activation(self.gate(x, groups), up), groups)
-        act = ACTIVATIONS[self.activation]
-        return self.down(act(up) if self.gate is None else act(self.gate(x, groups)) * up, groups)
+            inner = self.activation(self.gate(x, groups), up)
+        else:
+            act = ACTIVATIONS[self.activation]
+            inner = act(up) if self.gate is None else act(self.gate(x, groups)) * up
+        return self.down(dropped(inner, self.dropout, self.training), groups)
 
     def _plain(self, x: Tensor) -> bool:
         """Whether an expert may be run from end to end before the next: on a CPU, without a gradient, when nothing
         stands around its products."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        if self.dropout and self.training:
             return False
         parts = [each for each in (self.gate, self.up, self.down) if each is not None]
         return x.device.type == "cpu" and all(
@@ -159,7 +166,9 @@ class MoELayer(nn.Module):
         order = routing.experts.argsort(stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         rows = dispatch(x.flatten(0, 1), routing, order, places)
-        groups = Groups(counts(routing.experts, self.spec.experts))
+        by_row = any(getattr(each, "by_row", False) for each in self.experts.children())
+        origin = routing.tokens[order] if by_row else None
+        groups = Groups(counts(routing.experts, self.spec.experts), origin, x.shape[0] * x.shape[1])
         y = combine(self.experts(rows, groups), routing, order, places).view(x.shape)
         if self.shared is not None:
             shared = self.shared(x, ctx)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dougong.parts.context import Context
+from dougong.parts.fused import together
 from dougong.parts.linear import Linear
 from dougong.parts.shapes import Float
 from dougong.parts.state import LayerState, Slots
@@ -27,15 +28,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def dropped(x: Float[Tensor, "*N"], share: float, training: bool) -> Float[Tensor, "*N"]:
+    """Dropout (Srivastava et al. 2014): in training each number is 0 with probability `share`, else x / (1 - share)."""
+    return F.dropout(x, share) if share and training else x
+
+
 @dataclass(frozen=True)
 class MLP:
-    """down(act(up(x)))."""
+    """down(act(up(x))). dropout: the share dropped before the last product, in training."""
 
     tagged: ClassVar[bool] = True
 
     hidden: int
     activation: Activation = "gelu"
     bias: bool = False
+    dropout: float = 0.0
 
     def build(self, width: int) -> MLPLayer:
         return MLPLayer(self, width)
@@ -54,24 +61,26 @@ class MLPLayer(nn.Module):
     def __init__(self, spec: MLP, width: int):
         super().__init__()
         self.activation = ACTIVATIONS[spec.activation]
+        self.dropout = spec.dropout
         self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.down = Linear(spec.hidden, width, spec.bias, axes=("ffn", "embed"))
 
     def forward(
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
-        return self.down(self.activation(self.up(x)))
+        return self.down(dropped(self.activation(self.up(x)), self.dropout, self.training))
 
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer 2020)."""
+    """down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer 2020). dropout: as in MLP."""
 
     tagged: ClassVar[bool] = True
 
     hidden: int
     activation: Activation = "silu"
     bias: bool = False
+    dropout: float = 0.0
 
     def build(self, width: int) -> GatedMLPLayer:
         return GatedMLPLayer(self, width)
@@ -90,11 +99,17 @@ class GatedMLPLayer(nn.Module):
     def __init__(self, spec: GatedMLP, width: int):
         super().__init__()
         self.activation = ACTIVATIONS[spec.activation]
+        self.dropout = spec.dropout
         self.gate = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.down = Linear(spec.hidden, width, spec.bias, axes=("ffn", "embed"))
 
+    def siblings(self) -> list[tuple[Linear, ...]]:
+        """Linears that read the same input (fused.py)."""
+        return [(self.gate, self.up)]
+
     def forward(
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = together(x, self.gate, self.up)
+        return self.down(dropped(self.activation(gate) * up, self.dropout, self.training))

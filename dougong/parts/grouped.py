@@ -22,9 +22,14 @@ from dougong.parts.shapes import Float, Int
 
 @dataclass(frozen=True)
 class Groups:
-    """How P rows, sorted by expert, fall to E experts. Rows past the last one belong to none; their product is 0."""
+    """How P rows, sorted by expert, fall to E experts. Rows past the last one belong to none; their product is 0.
+
+    tokens: the token that each row comes from, among the `total` of the step; adapters that differ by row ask for it.
+    """
 
     counts: Int[Tensor, " E"]
+    tokens: Int[Tensor, " P"] | None = None
+    total: int = 0
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -247,6 +252,11 @@ class GroupedLinear(nn.Module):
                 weight.copy_(torch.empty(weight.shape).normal_(0.0, 1.0, generator=generator) * deviation)
             if self.bias is not None:
                 self.bias.zero_()
+
+    @property
+    def by_row(self) -> bool:
+        """Whether some adapter serves only some rows of the batch at hand."""
+        return any(getattr(adapter, "by_row", False) for adapter in self.adapters.values())
 
     @property
     def weight(self) -> Float[Tensor, "E o i"]:

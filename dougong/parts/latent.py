@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dougong.base import DougongError
 from dougong.parts.attend import Scoring, attend
 from dougong.parts.context import Context
+from dougong.parts.fused import together
 from dougong.parts.indexer import Indexer
 from dougong.parts.linear import Linear
 from dougong.parts.norm import Norm
@@ -42,6 +43,7 @@ class LatentAttention:
     bias             of the projections down to the latents; out_bias: of the output
     scale            None: (nope_size + rope_size) ** -0.5. YaRN's mscale_all_dim multiplies it.
     indexer          chooses the keys that each query attends to; None: all
+    dropout          share of the attention weights dropped in training
     """
 
     tagged: ClassVar[bool] = True
@@ -58,6 +60,7 @@ class LatentAttention:
     out_bias: bool = False
     scale: float | None = None
     indexer: Indexer | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.position is not None and self.position.size != self.rope_size:
@@ -107,15 +110,21 @@ class LatentAttentionLayer(nn.Module):
         self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_size + spec.value_size), axes=("embed", "heads"))
         self.o = Linear(spec.heads * spec.value_size, width, spec.out_bias, axes=("heads", "embed"))
         self.indexer = spec.indexer.build(width, query) if spec.indexer else None
-        self.scoring = Scoring(scale=spec.query_size**-0.5 if spec.scale is None else spec.scale)
+        self.scoring = Scoring(scale=spec.query_size**-0.5 if spec.scale is None else spec.scale, dropout=spec.dropout)
+
+    def siblings(self) -> list[tuple[Linear, ...]]:
+        """Linears that read the same input (fused.py)."""
+        return [(self.q if self.q_down is None else self.q_down, self.kv_down)]
 
     def forward(
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         spec = self.spec
-        query = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
-        nope, turned = self.q(query).unflatten(-1, (-1, spec.query_size)).split((spec.nope_size, spec.rope_size), -1)
-        latent, rope = self.kv_down(x).split((spec.kv_rank, spec.rope_size), -1)
+        first, down = together(x, *self.siblings()[0])
+        query = x if self.q_down is None or self.q_norm is None else self.q_norm(first)
+        heads = (first if self.q_down is None else self.q(query)).unflatten(-1, (-1, spec.query_size))
+        nope, turned = heads.split((spec.nope_size, spec.rope_size), -1)
+        latent, rope = down.split((spec.kv_rank, spec.rope_size), -1)
         latent = self.kv_norm(latent)[:, None]  # (B, 1, T, r)
         turned, rope = (spec.position or NOWHERE).rotate(turned, rope[:, :, None], ctx)
         if state is not None:
@@ -142,7 +151,7 @@ class LatentAttentionLayer(nn.Module):
         sizes = self.spec.nope_size, self.spec.value_size
         k, v = self.kv_up(latent[:, 0]).unflatten(-1, (-1, sum(sizes))).transpose(1, 2).split(sizes, -1)
         k = torch.cat((k, rope.expand(*k.shape[:3], -1)), -1)
-        return attend(torch.cat((nope, turned), -1), k, v, ctx, self.scoring, bias)
+        return attend(torch.cat((nope, turned), -1), k, v, ctx, self.scoring, bias, training=self.training)
 
     def absorbed(
         self,
@@ -155,7 +164,7 @@ class LatentAttentionLayer(nn.Module):
         """Queries taken down to the latents, which are keys and values of all heads at once."""
         down, up = self._up().split((self.spec.nope_size, self.spec.value_size), 1)
         q = torch.cat((torch.einsum("bhtn,hnr->bhtr", nope, down), turned), -1)
-        y = attend(q, torch.cat((latent, rope), -1), latent, ctx, self.scoring)
+        y = attend(q, torch.cat((latent, rope), -1), latent, ctx, self.scoring, training=self.training)
         return torch.einsum("bhtr,her->bhte", y, up)
 
     def _up(self) -> Float[Tensor, "H m r"]:
@@ -168,7 +177,7 @@ class LatentAttentionLayer(nn.Module):
 
     def _absorbing_pays(self, queries: int, keys: int, state: LayerState | None) -> bool:
         """Multiply-adds a head: plain makes S keys and values and meets them, absorbed turns T queries and outputs."""
-        if state is None:
+        if state is None or self.kv_up.by_row:  # absorbed is one matrix for all rows
             return False
         spec = self.spec
         up = spec.kv_rank * (spec.nope_size + spec.value_size)
@@ -193,7 +202,7 @@ class LatentAttentionLayer(nn.Module):
             index, exists = self.indexer.choose(x, query, ctx, state)
         batch, heads, tokens, _ = nope.shape
         keys = latent.shape[2]
-        if state is not None and tokens * index.shape[-1] < keys:
+        if state is not None and tokens * index.shape[-1] < keys and not self.kv_up.by_row:
             # Each query becomes a row of its own, with the few latents that it reads.
             nope, turned = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (nope, turned))
             latent, rope = (pick(each, index[:, None]) for each in (latent, rope))

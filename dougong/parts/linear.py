@@ -94,6 +94,11 @@ class Linear(nn.Module):
         return y if self.placement is None else self.placement.after(y)
 
     @property
+    def by_row(self) -> bool:
+        """Whether some adapter serves only some rows of the batch at hand."""
+        return any(getattr(adapter, "by_row", False) for adapter in self.adapters.values())
+
+    @property
     def weight(self) -> Float[Tensor, "o i"]:
         """The matrix as floats; for dense storage the parameter itself."""
         return self.storage.dense()

@@ -19,7 +19,7 @@ from dougong.parts.linear_recurrence import CHUNK, scan
 from dougong.parts.norm import Norm
 from dougong.parts.position import NOWHERE
 from dougong.parts.rope import Rope
-from dougong.parts.segments import each_document
+from dougong.parts.segments import check_one_way, each_document
 from dougong.parts.shapes import Bool, Float
 from dougong.parts.state import LayerState, Slot, Slots
 
@@ -114,6 +114,7 @@ class LinearAttentionLayer(nn.Module):
         if state is None:
             y = each_document(lambda each: self.mix(each)[0], parts, ctx)
         else:
+            check_one_way(ctx)
             y, memory = self.mix(parts, state.read("memory"), ctx.real())
             state.write("memory", memory)
         gate = None if self.gate is None else self.gate(x)

@@ -78,8 +78,10 @@ class RMSNorm(nn.Module):
             y = _RMSNorm.apply(x, weight, self.eps)
             assert isinstance(y, Tensor)
             return y
-        else:
-            normal = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        elif x.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32):
+            return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+        else:  # the kernel takes its statistics in float32 and rounds once before the weight, as it should
+            normal = F.rms_norm(x, (x.shape[-1],), eps=self.eps)
         return normal if weight is None else normal * weight.to(x.dtype)
 
 

@@ -118,6 +118,9 @@ class Rope(Position):
     ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B K T d"]]:
         """Turn queries and keys to their positions, heads moved before tokens. Angles are taken in float32."""
         cos, sin = ctx.once(("rope", self, q.dtype), lambda: self.angles(ctx, q.dtype))
+        if not torch.is_grad_enabled() and (both := _beside(q, k)) is not None:
+            turned = turn(both, cos, sin, self.interleaved)
+            return turned[:, : q.shape[2]], turned[:, q.shape[2] :]
         return turn(q, cos, sin, self.interleaved), turn(k, cos, sin, self.interleaved)
 
     def angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Float[Tensor, "#B T h"], Float[Tensor, "#B T h"]]:
@@ -189,6 +192,18 @@ def _yarn(plain: Tensor, theta: float, size: int, scaling: Yarn) -> Tensor:
     return plain / scaling.factor * ramp + plain * (1 - ramp)
 
 
+def _beside(q: Tensor, k: Tensor) -> Tensor | None:
+    """The heads of q and k as one tensor, where k follows q in memory: parts of one product (fused.py)."""
+    if q.stride() != k.stride() or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        return None
+    heads, size = q.shape[2:]
+    if k.storage_offset() - q.storage_offset() != heads * size or q.stride(2) != size or q.stride(3) != 1:
+        return None
+    if q.untyped_storage().data_ptr() != k.untyped_storage().data_ptr():
+        return None
+    return q.as_strided((*q.shape[:2], heads + k.shape[2], size), q.stride())
+
+
 def _pairs(x: Tensor, size: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     """The two members of each rotated pair, as views (..., size / 2)."""
     part = x[..., :size]
@@ -238,6 +253,11 @@ def turn(
         c, d = a * cos - b * sin, b * cos + a * sin
         pairs = torch.stack((c, d), -1).flatten(-2) if interleaved else torch.cat((c, d), -1)
         return torch.cat((pairs, x[..., pairs.shape[-1] :]), -1).transpose(1, 2).to(x.dtype)
+    if not torch.is_grad_enabled():
+        batch, tokens, heads, size = x.shape
+        out = x.new_empty(batch, heads, tokens, size)
+        _turn_into(out.transpose(1, 2), x, cos, sin, interleaved)
+        return out
     out = _Turn.apply(x, cos, sin, interleaved)
     assert isinstance(out, Tensor)
     return out

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dougong.base import DougongError
 from dougong.parts.context import Context
 from dougong.parts.shapes import Bool, Float, Int
+
+
+def check_one_way(ctx: Context) -> None:
+    """Raise DougongError where tokens are to see later ones, which what carries a state along the row cannot do."""
+    if ctx.both_ways is not None or not ctx.causal:
+        raise DougongError(
+            "a recurrence reads a text from left to right: its tokens cannot see later ones (both_ways, or a context "
+            "that is not causal); use a model of attention alone"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,11 @@ def each_document(
     run: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], ctx: Context
 ) -> Float[Tensor, "B T *E"]:
     """`run` of several tensors (B, T, *) over the same tokens, every document alone, from a fresh state, padded on the
-    right with 0. Causal `run` may ignore what stands past a document's end."""
+    right with 0. Causal `run` may ignore what stands past a document's end.
+
+    Raises DougongError in a context where tokens see later ones.
+    """
+    check_one_way(ctx)
     segments = Segments.of(ctx)
     if segments is None:
         return run(parts)

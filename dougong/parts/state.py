@@ -63,6 +63,14 @@ class LayerState(Protocol):
         ...
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """The state of all sublayers during one forward pass, in the order in which the model runs them."""
+
+    @property
+    def layers(self) -> Sequence[LayerState]: ...
+
+
 class _ContiguousLayer:
     """One sublayer's slots in a `Cache`."""
 

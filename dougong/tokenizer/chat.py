@@ -236,9 +236,7 @@ def render_ids(
 ) -> ChatTokens:
     """See `Tokenizer.render_ids`. A token is the assistant's when it starts inside one of the assistant's spans."""
     variables = _variables(messages, tools, add_generation_prompt, extra)
-    given = {name: variables[name] for name in ("messages", "tools", *extra)}
-    shield = Shield((tokenizer.token(index) for index in tokenizer.special_ids), given)
-    guarded = {**variables, **shield.guard(given)}
+    shield, guarded = _guarded(tokenizer, variables, extra)
     # Jinja allows a + or - sign inside the braces.
     tagged = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", tokenizer.chat_template or "")
     text, spans = (generation_spans if tagged else prefix_spans)(tokenizer, guarded)
@@ -252,6 +250,35 @@ def render_ids(
         starts = [start if places is None else places[start] for start, _ in offsets]
         assistant += _inside(starts, spans)
     return ChatTokens(ids, assistant)
+
+
+def render_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    extra: Mapping[str, Any],
+) -> tuple[str, list[int]]:
+    """Text and ids of a conversation up to where the assistant speaks. Any template will do, for nobody asks which
+    tokens were the assistant's; special tokens that messages spell stay text here too."""
+    variables = _variables(messages, tools, True, extra)
+    shield, guarded = _guarded(tokenizer, variables, extra)
+    text = _run(tokenizer, variables)
+    marked = text if guarded == variables else _run(tokenizer, guarded)
+    if guarded != variables:
+        shield.check(marked, text)
+    ids: list[int] = []
+    for piece, _, trusted in shield.pieces(marked):
+        ids += tokenizer.encode(piece, specials=trusted)
+    return text, ids
+
+
+def _guarded(
+    tokenizer: Tokenizer, variables: dict[str, Any], extra: Mapping[str, Any]
+) -> tuple[Shield, dict[str, Any]]:
+    """A shield for the conversation, and the variables under it."""
+    given = {name: variables[name] for name in ("messages", "tools", *extra)}
+    shield = Shield((tokenizer.token(index) for index in tokenizer.special_ids), given)
+    return shield, {**variables, **shield.guard(given)}
 
 
 def _inside(starts: list[int], spans: list[Span]) -> list[bool]:

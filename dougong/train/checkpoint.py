@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dougong.base import DougongError, atomic_directory, read_json, write_json
+from dougong.tune import held
 
 _FILE = "state.pt"
 
@@ -21,7 +22,7 @@ def save_checkpoint(
     """Write `folder`/step-N with the weights, the optimizer's state, the random state and `facts` (JSON). Older ones
     go, but for the newest `keep`. Raises DougongError on a full disk; the older checkpoint is then still there."""
     path = folder / f"step-{step:08d}"
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in _changing(model).items()}
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
@@ -31,6 +32,12 @@ def save_checkpoint(
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _changing(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters but those that adapters keep frozen, which whoever resumes has from the base model."""
+    frozen = held(model)
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in frozen}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -60,7 +67,7 @@ def restore_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
         raise DougongError(f"{path} has no {_FILE}; delete the folder and resume from an older checkpoint") from None
     except Exception as error:  # torch.load raises a different type for every kind of damage
         raise DougongError(f"{path / _FILE} is damaged ({type(error).__name__}); delete {path} and resume") from error
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(_changing(model))
     saved: dict[str, Tensor] = state["weights"]
     if parameters.keys() != saved.keys() or any(parameters[name].shape != saved[name].shape for name in saved):
         different = sorted(parameters.keys() ^ saved.keys()) or [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dougong.base import DougongError
 from dougong.base.allocator import keep_memory
@@ -122,36 +122,42 @@ def train(
     resume: bool = False,
     label: str = "train",
     quiet: bool = False,
+    beside: nn.Module | None = None,
+    blind: float | None = None,
 ) -> None:
     """Train `model` in place for `training.steps` updates; metrics.jsonl and checkpoints/ are written in `run`.
+
+    beside  what learns with the model by the same objective, and is kept in its checkpoints: PPO's value model
+    blind   the loss of one who knows nothing, far above which a run has diverged; None: the log of the vocabulary,
+            which is right for nats a token. Infinite: only losses that are not numbers end a run
 
     With `resume` it goes on from the newest checkpoint in `run`, to the same weights, bit for bit, as without a stop.
     Raises DougongError when the loss diverges, and Stopped after SIGINT or SIGTERM, when a checkpoint is on disk.
     """
     keep_memory()
     ranks = Ranks.join()
-    optimizers = training.optimizer.build(model)
+    device = next(model.parameters()).device
+    learners = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
+    optimizers = training.optimizer.build(learners, training.steps)
     start, state, seen = 0, None, 0
     found = latest(run / "checkpoints") if resume else None
     if found is not None:
-        optimizers.restore(restore_checkpoint(found, model))
+        optimizers.restore(restore_checkpoint(found, learners))
         facts = read_facts(found)
         start, state, seen = facts["step"], LoaderState(**facts["data"]), facts["tokens"]
     training = replace(training, precision=choose_precision(training.precision, run, ranks))
-    step_of = _Step(model, training, objective, ranks)
+    step_of = _Step(model, training, objective, ranks, learners)
     monitor = Monitor(run, start, training.tensorboard) if ranks.first else None
     stream = batches(state, ranks)
-    guard = _Guard(math.log(model.spec.vocab))
-    model.train()
+    guard = _Guard(math.log(model.spec.vocab) if blind is None else blind)
+    learners.train()
     try:
         with _listening() as heard, Progress(label, training.steps, start, quiet=quiet or not ranks.first) as progress:
             for step in range(start, training.steps):
                 began = time.perf_counter()
                 batch, state = next(stream)
                 factor = training.schedule.factor(step, training.steps)
-                result = step_of(
-                    batch.to(model.head.weight.device), lambda scale, rate=factor: optimizers.step(rate, scale)
-                )
+                result = step_of(batch.to(device), lambda scale, rate=factor: optimizers.step(rate, scale))
                 seconds = time.perf_counter() - began
                 seen += result.tokens
                 guard.check(step, result.loss, result.norm, run)
@@ -177,7 +183,7 @@ def train(
                 due = training.checkpoint and done % training.checkpoint == 0 and done < training.steps
                 if (stop or due) and ranks.first:
                     facts = {"data": asdict(state), "tokens": seen}
-                    save_checkpoint(run / "checkpoints", done, model, optimizers.state(), facts)
+                    save_checkpoint(run / "checkpoints", done, learners, optimizers.state(), facts)
                 if stop:
                     ranks.wait()
                     raise Stopped(f"stopped after update {done} of {training.steps}; --resume goes on from there")
@@ -197,10 +203,20 @@ class _Result:
 class _Step:
     """One update: forward and backward of every micro-batch, sums over ranks, clipping, optimizer."""
 
-    def __init__(self, model: Model, training: Training, objective: Objective, ranks: Ranks):
+    def __init__(
+        self,
+        model: Model,
+        training: Training,
+        objective: Objective,
+        ranks: Ranks,
+        learners: nn.Module | None = None,
+    ):
+        """learners: whose parameters are trained, where that is more than the model."""
         self.model, self.training, self.ranks = model, training, ranks
         self.objective = torch.compile(objective) if training.compile else objective
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = [
+            parameter for parameter in (model if learners is None else learners).parameters() if parameter.requires_grad
+        ]
         if training.rebalance < 0:
             raise DougongError(f"training.rebalance is {training.rebalance}; expected 0 or a small positive step")
         if not self.parameters:

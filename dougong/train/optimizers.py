@@ -3,7 +3,7 @@ over the gradients is spent on dividing or clipping them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from dougong.base import DougongError
 from dougong.parts.shapes import Float
+from dougong.tune import rates, sides
+from dougong.tune.method import Side
 
 
 @dataclass(frozen=True)
@@ -41,45 +43,59 @@ class Optimizer:
             if getattr(self, name) < 0:
                 raise DougongError(f"optimizer.{name} is {getattr(self, name)}; expected 0 or more")
 
-    def build(self, model: nn.Module) -> Optimizers:
+    def build(self, model: nn.Module, steps: int = 0) -> Optimizers:
+        """For the trained parameters of a model, over `steps` updates; adapters on it may have rates of their own and
+        a part in each update (dougong.tune)."""
         matrices, others, vectors = [], [], []
+        factors = rates(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            inside = parameter.ndim == 2 and name.startswith("layers.")
+            inside = parameter.ndim == 2 and ".layers." in f".{name}"
             if inside and self.kind == "muon":
                 matrices.append(parameter)
             else:
                 (others if parameter.ndim == 2 else vectors).append(parameter)
-        parts: list[AdamW | Muon] = [
-            AdamW(others, self.rate, (self.beta1, self.beta2), self.eps, self.weight_decay),
-            AdamW(vectors, self.rate, (self.beta1, self.beta2), self.eps, 0.0),
-        ]
+        parts: list[AdamW | Muon] = []
+        for factor in sorted({1.0, *factors.values()}):
+            for chosen, decay in ((others, self.weight_decay), (vectors, 0.0)):
+                alike = [each for each in chosen if factors.get(id(each), 1.0) == factor]
+                parts.append(AdamW(alike, self.rate * factor, (self.beta1, self.beta2), self.eps, decay))
         if matrices:
             parts.append(Muon(matrices, self.matrix_rate, self.momentum, self.weight_decay))
-        return Optimizers(parts)
+        return Optimizers(parts, sides(model, steps))
 
 
 class Optimizers:
-    """Several optimizers stepped as one."""
+    """Several optimizers stepped as one, with what adapters do around each step."""
 
-    def __init__(self, parts: list[AdamW | Muon]):
+    def __init__(self, parts: list[AdamW | Muon], sides: Sequence[Side] = ()):
         self.parts = [part for part in parts if part.parameters]
+        self.sides = sides
 
     def step(self, factor: float, scale: Float[Tensor, ""]) -> None:
         """Update with learning rates times `factor` and gradients times `scale`, then drop the gradients."""
+        for side in self.sides:
+            side.before(scale)
         for part in self.parts:
             part.step(factor, scale)
+        for side in self.sides:
+            side.after()
         for part in self.parts:
             for parameter in part.parameters:
                 parameter.grad = None
 
     def state(self) -> dict[str, Any]:
-        return {str(index): part.state() for index, part in enumerate(self.parts)}
+        return {
+            **{str(index): part.state() for index, part in enumerate(self.parts)},
+            **{f"side {index}": side.state() for index, side in enumerate(self.sides)},
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         for index, part in enumerate(self.parts):
             part.restore(state[str(index)])
+        for index, side in enumerate(self.sides):
+            side.restore(state[f"side {index}"])
 
 
 class AdamW:

@@ -11,6 +11,7 @@ from dougong.model import ModelSpec, decoder_spec
 from dougong.train.loop import Training
 from dougong.train.optimizers import Optimizer
 from dougong.train.schedule import Schedule
+from dougong.tune import Tune
 
 R = TypeVar("R")
 
@@ -103,12 +104,22 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class ChatData:
-    """path: files or folders of conversations (messages, alpaca or sharegpt, JSON or JSON lines). held_out: the share
-    of conversations kept for evaluation. too_long: what happens to those longer than a row."""
+    """path: files or folders of conversations (messages, alpaca or sharegpt, JSON or JSON lines). weights: how often
+    each of them is drawn from, in the order of path (none: as they are). turns: the assistant's turns that are learnt,
+    all or the last of a conversation. held_out: the share of conversations kept for evaluation. too_long: what happens
+    to those longer than a row."""
 
     path: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    turns: Literal["all", "last"] = "all"
     held_out: float = 0.05
     too_long: Literal["refuse", "truncate"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.path):
+            raise DougongError(f"data.weights has {len(self.weights)} numbers for {len(self.path)} paths")
+        if any(weight <= 0 for weight in self.weights):
+            raise DougongError(f"data.weights is {list(self.weights)}; expected numbers above 0")
 
 
 def _sft_training() -> Training:
@@ -123,16 +134,20 @@ class Sft:
 
     model   the folder of the model to start from. epochs: passes over the data (0: training.steps decides)
     layout  packed: several conversations in a row, which do not see each other; padded: one in a row
+    tune    train an adapter instead of all weights: RUN/adapter is then the result, and `dougong merge RUN` makes a
+            model of it
     --resume goes on with a run that was stopped, to the same weights as without the stop.
 
     examples:
       dougong sft --model runs/pretrain --run runs/sft --data.path chats.jsonl --epochs 2
       dougong sft recipe.yaml --training.optimizer.rate 1e-4 --resume
+      dougong sft --model runs/pretrain --data.path chats.jsonl --tune.method lora --tune.options rank 16 alpha 32
     """
 
     model: Path = Path("runs/pretrain")
     run: Path = Path("runs/sft")
     data: ChatData = field(default_factory=ChatData)
+    tune: Tune = field(default_factory=Tune)
     training: Training = field(default_factory=_sft_training)
     epochs: float = 0.0
     batch: int = 16

@@ -13,8 +13,11 @@ from dougong.train.monitor import read_metrics
 _STEP: Label = ("update", "更新步")
 
 
-def curves(records: Sequence[dict[str, Any]]) -> list[str]:
-    """The charts of one training: loss, gradient norm, tokens a second and whatever was evaluated."""
+Further = Sequence[tuple[str, Label]]  # a key of the records, and how its chart is called
+
+
+def curves(records: Sequence[dict[str, Any]], further: Further = ()) -> list[str]:
+    """The charts of one training: loss, gradient norm, tokens a second, whatever was evaluated, and `further`."""
 
     def line(key: str, name: Label, factor: float = 1.0) -> Series:
         chosen = [record for record in records if key in record]
@@ -41,17 +44,20 @@ def curves(records: Sequence[dict[str, Any]]) -> list[str]:
     ):
         if sum(key in record for record in records) > 1:
             charts.append(line_chart([line(key, ("held out", "留出"))], name, _STEP, name))
+    for key, name in further:
+        if any(key in record for record in records):
+            charts.append(line_chart([line(key, ("training", "训练"))], name, _STEP, name))
     return charts
 
 
-def write_report(run: Path, title: Label) -> Path:
+def write_report(run: Path, title: Label, further: Further = ()) -> Path:
     """Write RUN/report.html from what the run left behind; returns its path."""
     figures = read_json(run / "result.json")
     rows = [(name.replace("_", " "), value) for name, value in figures.items()]
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     sections = [
         Section(("Result", "结果"), [table((("figure", "项目"), ("value", "数值")), rows)]),
-        Section(("Training", "训练过程"), curves(read_metrics(run / "metrics.jsonl"))),
+        Section(("Training", "训练过程"), curves(read_metrics(run / "metrics.jsonl"), further)),
         Section(("Recipe", "配方"), [code(recipe.splitlines())]),
         Section(("Go on", "下一步"), [code([f"dougong chat {run}", f'dougong generate {run} "..."'])]),
     ]

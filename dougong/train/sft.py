@@ -16,6 +16,7 @@ from dougong.data import (
     PackedRows,
     encode_conversations,
     example_batches,
+    mix,
     pack_examples,
     read_conversations,
 )
@@ -27,7 +28,9 @@ from dougong.model import Model
 from dougong.tokenizer.chatml import CHATML_TEMPLATE
 from dougong.train.loop import next_token, train
 from dougong.train.ranks import Ranks
-from dougong.train.recipe import Sft, open_run
+from dougong.train.recipe import ChatData, Sft, open_run
+from dougong.tune import apply, detach, merge, save_adapter
+from dougong.tune.tuning import Tuning
 
 
 def load_for_chat(path: Path) -> LanguageModel:
@@ -39,6 +42,23 @@ def load_for_chat(path: Path) -> LanguageModel:
         lm.tokenizer = lm.tokenizer.with_chat_template(CHATML_TEMPLATE)
     lm.model.float()
     return lm
+
+
+def read_sources(data: ChatData) -> list[list[Conversation]]:
+    """The conversations of each path. Raises DougongError for files that are none (`read_conversations`)."""
+    return [list(read_conversations(path)) for path in data.path]
+
+
+def _save_result(lm: LanguageModel, recipe: Sft, tuning: Tuning | None) -> None:
+    """RUN/adapter for what an adapter's files can hold, else the whole model, RUN/model."""
+    if tuning is not None and not tuning.method.whole:
+        save_adapter(lm, recipe.run / "adapter", tuning.name, base=str(recipe.model), tokenizer=True)
+        return
+    if tuning is not None and tuning.plugs:
+        merge(lm)
+    elif tuning is not None:
+        detach(lm)
+    save(lm, recipe.run / "model")
 
 
 def split_conversations(
@@ -82,15 +102,18 @@ def sft(
     result = recipe.run / "result.json"
     if resume and result.is_file():
         return read_json(result)
-    if conversations is None:
-        conversations = list(read_conversations(recipe.data.path))
+    given = [list(conversations)] if conversations is not None else read_sources(recipe.data)
     lm = load_for_chat(recipe.model)
     assert lm.tokenizer is not None
-    if recipe.length > lm.spec.context:
-        raise DougongError(
-            f"length is {recipe.length}, but {recipe.model} was made for {lm.spec.context} tokens; lower it"
-        )
-    learn, check = split_conversations(conversations, recipe.data.held_out)
+    tuning = apply(lm, recipe.tune, recipe.seed)
+    length = recipe.length + lm.model.embedding.virtual
+    if length > lm.spec.context:
+        raise DougongError(f"length is {length}, but {recipe.model} was made for {lm.spec.context} tokens; lower it")
+    sides = [split_conversations(source, recipe.data.held_out) for source in given]
+    weights = recipe.data.weights if conversations is None else ()
+    learn = mix([side[0] for side in sides], weights, recipe.seed)
+    check = [each for side in sides for each in side[1]]
+    conversations = [each for source in given for each in source]
     if not learn:
         raise DougongError(f"no conversation is left to learn from ({len(conversations)} read); lower data.held_out")
     pad = lm.tokenizer.pad_id or 0
@@ -98,8 +121,9 @@ def sft(
     def pack(chosen: list[Example]) -> PackedRows:
         return pack_examples(chosen, recipe.length, pad_id=pad, layout=recipe.layout, too_long=recipe.data.too_long)
 
-    rows = pack(encode_conversations(lm.tokenizer, learn))
-    held_out = pack(encode_conversations(lm.tokenizer, check)) if check else None
+    last = recipe.data.turns == "last"
+    rows = pack(encode_conversations(lm.tokenizer, learn, last_turn=last))
+    held_out = pack(encode_conversations(lm.tokenizer, check, last_turn=last)) if check else None
     training = recipe.training
     if recipe.epochs:
         training = replace(training, steps=max(1, math.ceil(recipe.epochs * rows.count / recipe.batch)))
@@ -111,6 +135,7 @@ def sft(
         return {"held_out_loss": held_out_loss(model, held_out)} if held_out is not None and ranks.first else {}
 
     before = evaluate(lm.model)
+    torch.manual_seed(recipe.seed)  # of dropout; a resumed run goes on with the state it stopped in
     train(lm.model, stream, training, recipe.run, evaluate=evaluate, resume=resume, label="sft", quiet=quiet)
     after = evaluate(lm.model)
     figures = {
@@ -120,11 +145,12 @@ def sft(
         "truncated": rows.truncated,
         "dropped": rows.dropped,
         "steps": training.steps,
+        "trained_parameters": sum(each.numel() for each in lm.model.parameters() if each.requires_grad),
         **{f"{name}_before": value for name, value in before.items()},
         **after,
     }
     if ranks.first:
-        save(lm, recipe.run / "model")
+        _save_result(lm, recipe, tuning)
         write_json(result, figures)
     ranks.wait()
     return figures

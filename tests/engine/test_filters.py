@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dougong.base import DougongError
 from dougong.engine import Sampling
-from dougong.engine.filters import choose, distribution, draw, min_p, top_k, top_p
+from dougong.engine.filters import distribution, draw, min_p, top_k, top_p
 
 rows = st.lists(st.integers(-40, 40).map(lambda n: n / 8), min_size=1, max_size=12)
 
@@ -109,32 +107,3 @@ def test_filters_act_in_the_documented_order() -> None:
 def test_a_tiny_temperature_is_greedy_and_finite() -> None:
     probabilities = distribution(torch.tensor([[1.0, 3.0, 2.9]]), Sampling(temperature=1e-30))
     assert probabilities.tolist() == [[0.0, 1.0, 0.0]]
-
-
-def test_rows_are_chosen_by_their_own_sampling_and_generator() -> None:
-    logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(1))
-    samplings = [Sampling(temperature=0.0), Sampling(), Sampling(top_k=2), Sampling()]
-
-    def generators() -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in range(4)]
-
-    together = choose(logits, samplings, generators())
-    for row, (sampling, generator) in enumerate(zip(samplings, generators(), strict=True)):
-        alone = choose(logits[row : row + 1], [sampling], [generator])
-        assert alone[0] == together[0][row]
-        assert alone[1].item() == pytest.approx(together[1][row].item(), abs=1e-6)
-
-
-def test_logprobs_are_untempered() -> None:
-    logits = torch.tensor([[0.0, 1.0, 3.0]])
-    token, logprob = choose(logits, [Sampling(temperature=0.3, top_k=1)], [torch.Generator()])
-    assert int(token) == 2
-    assert logprob.item() == pytest.approx(logits.log_softmax(-1)[0, 2].item())
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_broken_logits_are_an_error(temperature: float, value: float) -> None:
-    logits = torch.tensor([[0.0, value, 1.0]])
-    with pytest.raises(DougongError, match="not finite"):
-        choose(logits, [Sampling(temperature=temperature)], [torch.Generator()])

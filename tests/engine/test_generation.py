@@ -11,8 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dougong.engine import Engine, Sampling
-from dougong.engine.request import Request
-from dougong.engine.rows import capacity_for, decode, gather, prefill
 from dougong.hub import LanguageModel
 from dougong.model import LayerSpec, Model, ModelSpec, initialise
 from dougong.parts.embedding import Embedding
@@ -28,10 +26,6 @@ GREEDY = Sampling(max_tokens=12, temperature=0.0)
 PROMPTS = ["a", "hello there", "斗拱", "once upon a time, in a land", "x" * 40, "", "zz"]
 
 
-def requests(prompts: list[list[int]], lm: LanguageModel = LM) -> list[Request]:
-    return [Request(i, ids, GREEDY, lm.tokenizer, lm.spec.context, frozenset()) for i, ids in enumerate(prompts)]
-
-
 @torch.no_grad()
 def slow_greedy(lm: LanguageModel, ids: list[int], steps: int) -> list[int]:
     """A full forward pass for every token."""
@@ -39,27 +33,6 @@ def slow_greedy(lm: LanguageModel, ids: list[int], steps: int) -> list[int]:
     for _ in range(steps):
         ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[-steps:]
-
-
-@pytest.mark.parametrize("budget", [1, 5, 7, 16, 1000])
-def test_prefill_in_chunks_and_token_by_token_equal_a_full_forward(budget: int) -> None:
-    torch.manual_seed(0)
-    prompts = [torch.randint(0, 250, (n,)).tolist() for n in (3, 9, 5, 9, 1)]
-    group = requests(prompts)
-    cache, logits = prefill(LM.model, group, budget)
-    assert cache.lengths.tolist() == [3, 9, 5, 9, 1]
-    for row, ids in enumerate(prompts):
-        full = LM.model(torch.tensor([ids])).logits[0, -1]
-        torch.testing.assert_close(logits[row], full, atol=2e-4, rtol=1e-4)
-    cache = gather(LM.model, [(cache, range(5))], 20)
-    for step in range(4):
-        for row, request in enumerate(group):
-            request.last = 7 * step + row
-            prompts[row] = [*prompts[row], request.last]
-        logits = decode(LM.model, group, cache)
-        for row, ids in enumerate(prompts):
-            full = LM.model(torch.tensor([ids])).logits[0, -1]
-            torch.testing.assert_close(logits[row], full, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
@@ -253,7 +226,10 @@ def test_an_abandoned_stream_leaves_nothing_broken() -> None:
     with pytest.raises(KeyboardInterrupt):
         stream.throw(KeyboardInterrupt())
     assert lm.model.training
-    assert engine.generate(PROMPTS, GREEDY) == wanted
+    for again, first in zip(engine.generate(PROMPTS, GREEDY), wanted, strict=True):
+        assert (again.tokens, again.text, again.finish_reason) == (first.tokens, first.text, first.finish_reason)
+        # What the prefix cache knows was made in passes of other shapes, whose sums are rounded otherwise.
+        assert again.logprobs == pytest.approx(first.logprobs, abs=1e-5)
 
 
 def test_training_goes_on_after_generating() -> None:
@@ -262,14 +238,6 @@ def test_training_goes_on_after_generating() -> None:
     Engine(lm).generate(["hello"], GREEDY)
     lm.model(torch.tensor([[1, 2, 3, 4]])).logits.logsumexp(-1).sum().backward()
     assert all(parameter.grad is not None for parameter in lm.model.parameters())
-
-
-def test_room_is_allocated_by_need() -> None:
-    few = requests([[1] * 5])
-    assert capacity_for(few, 5) == few[0].size == 17
-    many = [Request(0, [1], Sampling(max_tokens=10**6), None, 10**6, frozenset())]
-    assert capacity_for(many, 1) == 64
-    assert capacity_for(many, 64) == 128
 
 
 def test_nothing_to_do() -> None:

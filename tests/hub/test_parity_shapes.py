@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import dougong
 from dougong.base import DougongError
 from dougong.hub import LanguageModel
-from dougong.hub.families import harmless
+from dougong.hub.families import FAMILIES, harmless
 from dougong.model import Model
 from dougong.parts.heads import Span
 from tests.hub import foreign
@@ -114,12 +114,25 @@ def agree(ours: Any, theirs: dict[str, torch.Tensor], where: Any = slice(None)) 
         assert foreign.error(actual[where_], expected[where_]) <= TOLERANCE, name
 
 
+def idle(lm: LanguageModel) -> dict[str, str]:
+    """Tensors that the reference holds and does not read, and those that are written in their place."""
+    assert lm.family is not None
+    return {other: ours for ours, other in reversed(FAMILIES[lm.family].keys(lm.spec).idle)}
+
+
+def unread(lm: LanguageModel, theirs: Any) -> int:
+    """The parameters in them."""
+    held = dict(theirs.named_parameters())
+    return sum(held[name].numel() for name in idle(lm) if name in held)
+
+
 def same_files(lm: Any, theirs: Any, folder: Path) -> Any:
     """Saving gives the same tensors, which transformers reopens; so does a config.json of our own making."""
     dougong.save(lm, folder / "out")
     before, after = (load_file(folder / name / "model.safetensors") for name in ("in", "out"))
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before if name not in idle(lm))
+    assert all(torch.equal(after[other], after[ours]) for other, ours in idle(lm).items() if other in after)
     first, second = (json.loads((folder / name / "config.json").read_text()) for name in ("in", "out"))
     assert first == {key: value for key, value in second.items() if key in first}
     lm.config = {key: value for key, value in harmless(lm.config).items() if key != "architectures"}
@@ -136,7 +149,7 @@ def test_rows_of_tokens(family: str, kind: str, seed: int, tmp_path: Path) -> No
     theirs.save_pretrained(tmp_path / "in")
     lm = dougong.load(tmp_path / "in")
     assert lm.family == family
-    assert lm.spec.parameters() == sum(parameter.numel() for parameter in theirs.parameters())
+    assert lm.spec.parameters() == sum(each.numel() for each in theirs.parameters()) - unread(lm, theirs)
     tokens = text(theirs, 2, LENGTH, seed)
     padding = torch.zeros(2, LENGTH, dtype=torch.bool)
     padding[1, 17:] = True
@@ -169,6 +182,7 @@ def test_source_and_text(family: str, kind: str, seed: int, tmp_path: Path) -> N
     theirs.save_pretrained(tmp_path / "in")
     lm = dougong.load(tmp_path / "in")
     extra = lm.spec.vocab if hasattr(theirs, "final_logits_bias") else 0  # BART's own bias is no parameter there
+    extra -= unread(lm, theirs)
     assert lm.spec.parameters() == sum(parameter.numel() for parameter in theirs.parameters()) + extra
     source, tokens = text(theirs, 2, LENGTH, seed), text(theirs, 2, 12, seed + 1)
     padding = torch.zeros(2, LENGTH, dtype=torch.bool)
@@ -182,6 +196,53 @@ def test_source_and_text(family: str, kind: str, seed: int, tmp_path: Path) -> N
         again = same_files(lm, theirs, tmp_path)
         for name, value in told(again(source, **given)).items():
             assert foreign.error(value, expected[name]) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["ForConditionalGeneration", "Model"])
+def test_a_t5_without_a_head_of_its_own_is_tied_whatever_its_config_says(kind: str, tmp_path: Path) -> None:
+    """transformers 5 ties every T5 that it makes, and scales as `tie_word_embeddings` says."""
+    config = transformers.AutoConfig.for_model("t5", **draw("t5", 1))
+    theirs = getattr(transformers, NAMES["t5"] + kind)._from_config(config).eval()
+    assert not config.scale_decoder_outputs
+    theirs.save_pretrained(tmp_path / "in")
+    lm = dougong.load(tmp_path / "in")
+    assert lm.spec.parameters() == sum(parameter.numel() for parameter in theirs.parameters())
+    source, tokens = text(theirs, 2, 11, 0), text(theirs, 2, 5, 1)
+    with torch.no_grad():
+        expected = told(theirs(source, decoder_input_ids=tokens, use_cache=False))
+        agree(lm.model(tokens, source), expected)
+        again = same_files(lm, theirs, tmp_path)
+        agree(lm.model(tokens, source), told(again(source, decoder_input_ids=tokens, use_cache=False)))
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "ForMaskedLM"), ("roberta", "ForMaskedLM")])
+def test_an_old_file_has_the_untied_head_s_bias_under_the_head_s_name(family: str, kind: str, tmp_path: Path) -> None:
+    """Versions before transformers 5 made one bias of the two."""
+    theirs = build(family, kind, 1)
+    theirs.save_pretrained(tmp_path)
+    lm, tokens = dougong.load(tmp_path), text(theirs, 1, 9, 0)
+    ((other, ours),) = idle(lm).items()
+    held = load_file(tmp_path / "model.safetensors")
+    held[other] = held.pop(ours)
+    save_file(held, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(dougong.load(tmp_path).model(tokens).logits, lm.model(tokens).logits)
+    save_file({name: each for name, each in held.items() if name != other}, tmp_path / "model.safetensors")
+    with pytest.raises(DougongError, match=ours):
+        dougong.load(tmp_path)
+
+
+def test_an_old_untied_bart_has_one_table_for_both_sides(tmp_path: Path) -> None:
+    theirs = build("bart", "ForConditionalGeneration", 1)
+    theirs.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    table = held["model.shared.weight"]
+    sides = [f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+    save_file({name: each for name, each in held.items() if name not in sides}, tmp_path / "model.safetensors")
+    model = dougong.load(tmp_path).model
+    assert torch.equal(model.embedding.weight, table)
+    assert torch.equal(model.encoder.embedding.weight, table)
+    assert not torch.equal(model.head.weight, table)
 
 
 def test_an_unknown_head_is_refused_by_name(tmp_path: Path) -> None:

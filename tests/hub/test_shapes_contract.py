@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from dougong.base import DougongError
 from dougong.hub.families import FAMILIES
 from dougong.model import Model, ModelSpec, initialise
 from dougong.parts.attend import reference
+from dougong.parts.wkv import ChannelMix
+from tests.contract.models import SPECS
 from tests.contract.models import build as build_decoder
 from tests.hub.draws.encoders import DRAWN_SHAPES
 
@@ -241,6 +244,31 @@ def test_a_prefix_decoder_goes_on_from_a_cache():
         out.append(model.run(token, cache.context(token), cache).logits)
         cache.advance(1)
     close(torch.cat(out, 1), whole)
+
+
+@pytest.mark.parametrize("name", ["delta", "mamba"])
+@torch.no_grad()
+def test_a_recurrence_cannot_read_a_prefix_both_ways(name):
+    model = build_decoder(name).eval()
+    tokens, prefix = text(model, 2, 6), torch.zeros(2, 6, dtype=torch.bool)
+    with pytest.raises(DougongError, match="left to right"):
+        model(tokens, both_ways=prefix)
+    cache = model.cache(2, 6)
+    ctx = cache.context(tokens)
+    ctx.both_ways = prefix
+    with pytest.raises(DougongError, match="left to right"):
+        model.run(tokens, ctx, cache)
+
+
+def test_a_recurrence_cannot_see_the_whole_text():
+    for name in ("delta", "mamba"):
+        with pytest.raises(DougongError, match=r"layers\[0\]\.mixer is a .*causal"):
+            replace(SPECS[name], causal=False)
+    spec = SPECS["llama"]
+    layer = replace(spec.layers[0], ffn=ChannelMix(spec.width, 12))
+    with pytest.raises(DougongError, match=r"layers\[1\]\.ffn is a ChannelMix, .*causal"):
+        replace(spec, layers=(spec.layers[0], layer), causal=False)
+    assert not replace(spec, causal=False).causal
 
 
 def test_experts_of_both_sides_ask_to_be_kept_busy():

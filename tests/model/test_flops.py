@@ -17,8 +17,8 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embed
 CONFIGS = [
     {"model_type": "llama", **SMALL, **HEADS},
     {"model_type": "bert", **SMALL, "num_attention_heads": 4, "max_position_embeddings": 64},
-    {"model_type": "t5", "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2,
-     "num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    {"model_type": "t5", "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3,
+     "num_decoder_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     {"model_type": "bart", "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3,
      "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40,
      "max_position_embeddings": 64},

@@ -6,6 +6,7 @@ import torch
 
 from dougong.parts.context import Context
 from dougong.parts.state import Cache
+from tests.parts.sublayers import check_one_way
 
 
 def filled(module, seed=0):
@@ -32,6 +33,7 @@ def close(actual, expected, tolerance=1e-5):
 def check_contract(spec, width=24, length=37, tolerance=1e-5):
     """Whole rows = in steps of any sizes = packed = left-padded; padding at the end of a step changes nothing."""
     layer = filled(spec.build(width))
+    check_one_way(spec, layer, torch.randn(2, 5, width))
     assert sum(parameter.numel() for parameter in layer.parameters()) == spec.parameters(width)
     torch.manual_seed(1)
     x = torch.randn(3, length, width)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from dougong.base import DougongError
 from dougong.parts.context import Context
 from dougong.parts.norm import LayerNorm, RMSNorm
 from dougong.parts.state import Cache
@@ -58,6 +61,7 @@ def check_contract(spec: Any, width: int, tolerance: float = 2e-5) -> None:
     counts its parameters; gradients reach all of them; bfloat16 runs."""
     layer = built(spec, width)
     assert spec.parameters(width) == sum(p.numel() for p in layer.parameters())
+    check_one_way(spec, layer, torch.randn(2, 5, width))
     assert spec.flops(width, 10) > 0
     x = torch.randn(2, 41, width, generator=torch.Generator().manual_seed(1))
     close = {"rtol": tolerance, "atol": tolerance}
@@ -89,3 +93,14 @@ def check_contract(spec: Any, width: int, tolerance: float = 2e-5) -> None:
     low = whole(layer.to(torch.bfloat16), x.bfloat16())
     assert low.dtype == torch.bfloat16
     assert (low.float() - full).norm() < 0.1 * full.norm()
+
+
+def check_one_way(spec: Any, layer: nn.Module, x: Tensor) -> None:
+    """Where tokens are to see later ones it refuses, with a state and without."""
+    ids = torch.zeros(x.shape[:2], dtype=torch.int64)
+    prefix = torch.ones_like(ids, dtype=torch.bool)
+    for change in ({"causal": False}, {"both_ways": prefix}):
+        cache = Cache([spec.slots()], len(x), x.shape[1])
+        for ctx, state in ((Context.of(ids), None), (cache.context(ids), cache.layers[0])):
+            with pytest.raises(DougongError, match="left to right"):
+                layer(x, replace(ctx, **change), state)

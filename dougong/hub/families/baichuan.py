@@ -27,13 +27,13 @@ ARCHITECTURE = "BaichuanForCausalLM"
 SECOND = 125696
 """Tokens in the vocabulary of Baichuan 2."""
 UNREAD = ("rope_theta", "rope_scaling", "rope_parameters", "num_key_value_heads", "head_dim", "partial_rotary_factor")
-"""Keys of Llama that change nothing here."""
+"""Keys of Llama that change nothing here. Nor does attention_dropout: the published models drop nothing."""
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     turns = config.get("max_position_embeddings") is not None
     limit = config.get("max_position_embeddings" if turns else "model_max_length")
-    reader = Reader(FAMILY, {**config, "max_position_embeddings": limit})
+    reader = Reader(FAMILY, {**config, "max_position_embeddings": limit, "attention_dropout": None})
     pass_over(reader, "model_max_length _from_model_config z_loss_weight user_token_id assistant_token_id")
     for key in UNREAD:
         if key in reader:
@@ -52,7 +52,8 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     turns = isinstance(mixer.position, Rope)
     plain = tuple(replace(layer, mixer=replace(mixer, position=Rope(mixer.head_size))) for layer in spec.layers)
     config = write_decoder(FAMILY, replace(spec, layers=plain))
-    config = {key: value for key, value in config.items() if key not in (*UNREAD, "max_position_embeddings")}
+    silent = (*UNREAD, "attention_dropout", "max_position_embeddings")
+    config = {key: value for key, value in config.items() if key not in silent}
     config |= {"model_max_length": spec.context} | ({"max_position_embeddings": spec.context} if turns else {})
     config["tie_word_embeddings"] = expect(FAMILY, "head", spec.head, Head).tied
     return exact(FAMILY, ARCHITECTURE, spec, config, from_config)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.common import exact, expect, first_layer, read_activation, write_activation
+from dougong.hub.families.names import both
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.tasks import (
     BARE,
@@ -48,10 +49,8 @@ def read_body(config: Reader, position: Learned) -> ModelSpec:
             raise config.wrong(key, True, "false, an encoder")
     if config.raw("position_embedding_type", "absolute") != "absolute":
         raise config.wrong("position_embedding_type", config.raw("position_embedding_type"), "'absolute'")
-    if not config.flag("tie_word_embeddings", True):
-        raise config.wrong("tie_word_embeddings", False, "true, the head's weight is the embedding's")
     norm, dropout = Norm("layer", config.number("layer_norm_eps", 1e-12), bias=True), read_hidden_dropout(config)
-    seen = config.number("attention_probs_dropout_prob", 0.1)
+    seen = config.share("attention_probs_dropout_prob", 0.1)
     mixer = Attention(heads, heads, width // heads, True, True, dropout=seen)
     ffn = MLP(config.integer("intermediate_size", 3072), read_activation(config, "hidden_act", "gelu"), bias=True)
     layer = LayerSpec(mixer, ffn, norm, "post", dropout=dropout)
@@ -62,7 +61,7 @@ def read_body(config: Reader, position: Learned) -> ModelSpec:
 
 
 def read_hidden_dropout(config: Reader) -> float:
-    return config.number("hidden_dropout_prob", 0.1)
+    return config.share("hidden_dropout_prob", 0.1)
 
 
 def write_body(family: str, spec: ModelSpec) -> dict[str, Any]:
@@ -82,6 +81,7 @@ def write_body(family: str, spec: ModelSpec) -> dict[str, Any]:
         "layer_norm_eps": first.norm.eps,
         "hidden_dropout_prob": first.dropout,
         "attention_probs_dropout_prob": mixer.dropout,
+        "tie_word_embeddings": spec.head is None or spec.head.tied,
     }
 
 
@@ -90,11 +90,11 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     body = read_body(reader, Learned(reader.integer("max_position_embeddings", 512)))
     kind = read_architecture(reader, NAME, (MASKED, BARE, PRETRAINING, CLASSES, TOKENS, SPAN), MASKED)
     pooled, dropout = reader.flag("add_pooling_layer", True), read_dropout(reader, read_hidden_dropout(reader))
-    head, task = None, None
+    tied, head, task = reader.flag("tie_word_embeddings", True), None, None
     if kind in (MASKED, PRETRAINING):
         first = first_layer(FAMILY, body)
         activation = read_activation(reader, "hidden_act", "gelu")
-        head = Head(tied=True, bias=True, transform=Transform(activation, first.norm))
+        head = Head(tied, bias=True, transform=Transform(activation, first.norm))
     if kind == PRETRAINING:
         task = Classifier(NEXT, transform=POOLER)
     elif kind == CLASSES:
@@ -136,11 +136,6 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     return exact(FAMILY, NAME + kind, spec, {**write_body(FAMILY, spec), **keys}, from_config)
 
 
-def pairs(foreign: str, own: str) -> tuple[Rule, Rule]:
-    """A weight and its bias."""
-    return Rule(f"{foreign}.weight", (f"{own}.weight",)), Rule(f"{foreign}.bias", (f"{own}.bias",))
-
-
 def body_rules(prefix: str) -> tuple[Rule, ...]:
     """Names of the encoder, which RoBERTa shares."""
     layer, own = f"{prefix}encoder.layer.{{i}}", "layers.{i}"
@@ -149,19 +144,29 @@ def body_rules(prefix: str) -> tuple[Rule, ...]:
         Rule(f"{prefix}embeddings.word_embeddings.weight", ("embedding.weight",)),
         Rule(f"{prefix}embeddings.position_embeddings.weight", ("embedding.position.weight",)),
         Rule(f"{prefix}embeddings.token_type_embeddings.weight", ("embedding.types.weight",)),
-        *pairs(f"{prefix}embeddings.LayerNorm", "embedding.norm"),
+        *both(f"{prefix}embeddings.LayerNorm", "embedding.norm"),
         *(
             rule
             for short, name in names.items()
-            for rule in pairs(f"{layer}.attention.self.{name}", f"{own}.mixer.{short}")
+            for rule in both(f"{layer}.attention.self.{name}", f"{own}.mixer.{short}")
         ),
-        *pairs(f"{layer}.attention.output.dense", f"{own}.mixer.o"),
-        *pairs(f"{layer}.attention.output.LayerNorm", f"{own}.mixer_norm"),
-        *pairs(f"{layer}.intermediate.dense", f"{own}.ffn.up"),
-        *pairs(f"{layer}.output.dense", f"{own}.ffn.down"),
-        *pairs(f"{layer}.output.LayerNorm", f"{own}.ffn_norm"),
-        *pairs(f"{prefix}pooler.dense", "task.transform.dense"),
+        *both(f"{layer}.attention.output.dense", f"{own}.mixer.o"),
+        *both(f"{layer}.attention.output.LayerNorm", f"{own}.mixer_norm"),
+        *both(f"{layer}.intermediate.dense", f"{own}.ffn.up"),
+        *both(f"{layer}.output.dense", f"{own}.ffn.down"),
+        *both(f"{layer}.output.LayerNorm", f"{own}.ffn_norm"),
+        *both(f"{prefix}pooler.dense", "task.transform.dense"),
     )
+
+
+def output_keys(keys: KeyMap, spec: ModelSpec, head: str, foreign: str) -> KeyMap:
+    """`keys` with the names of the head over the vocabulary, which RoBERTa shares: `head` has a bias of its own beside
+    that of its Linear, `foreign`. They are one where the weight is tied; else the Linear's counts, and nothing reads
+    the other."""
+    bias = (f"{foreign}.bias", f"{head}.bias")
+    if spec.head is None or spec.head.tied:
+        return replace(keys, rules=(*keys.rules, Rule(bias[1], ("head.bias",))), copies=(*keys.copies, bias))
+    return replace(keys, rules=(*keys.rules, *both(foreign, "head")), idle=(bias,))
 
 
 def unused(prefix: str, spec: ModelSpec) -> tuple[str, ...]:
@@ -180,17 +185,16 @@ def keys(spec: ModelSpec) -> KeyMap:
     output = {PRETRAINING: "cls.seq_relationship", SPAN: "qa_outputs"}.get(kind, "classifier")
     # The first files of BERT hold the head for the next sentence beside the one for words.
     next_sentence = ("cls.seq_relationship.weight", "cls.seq_relationship.bias") if kind == MASKED else ()
-    return KeyMap(
+    names = KeyMap(
         rules=(
             *body_rules(prefix),
-            *pairs("cls.predictions.transform.dense", "transform.dense"),
-            *pairs("cls.predictions.transform.LayerNorm", "transform.norm"),
-            Rule("cls.predictions.bias", ("head.bias",)),
-            *pairs(output, "task.output"),
+            *both("cls.predictions.transform.dense", "transform.dense"),
+            *both("cls.predictions.transform.LayerNorm", "transform.norm"),
+            *both(output, "task.output"),
         ),
         prefix=prefix,
         constants=(*unused(prefix, spec), *next_sentence),
         tied=("cls.predictions.decoder.weight", f"{prefix}embeddings.word_embeddings.weight"),
-        copies=(("cls.predictions.decoder.bias", "cls.predictions.bias"),),
         spellings=((".gamma", ".weight"), (".beta", ".bias")),  # of norms, in TensorFlow
     )
+    return output_keys(names, spec, "cls.predictions", "cls.predictions.decoder")

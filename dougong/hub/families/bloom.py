@@ -37,9 +37,10 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     if reader.integer("n_inner", 4 * width) != 4 * width:
         raise reader.wrong("n_inner", reader.raw("n_inner"), f"four times hidden_size, {4 * width}")
     norm = Norm("layer", reader.number("layer_norm_epsilon", 1e-5), bias=True)
-    mixer = Attention(heads, heads, width // heads, True, True, Alibi())
+    seen, dropout = reader.share("attention_dropout"), reader.share("hidden_dropout")
+    mixer = Attention(heads, heads, width // heads, True, True, Alibi(), dropout=seen)
     wiring = "through" if reader.flag("apply_residual_connection_post_layernorm", False) else "pre"
-    layer = LayerSpec(mixer, MLP(4 * width, "gelu_tanh", bias=True), norm, wiring)
+    layer = LayerSpec(mixer, MLP(4 * width, "gelu_tanh", bias=True), norm, wiring, dropout=dropout)
     layers = (layer,) * reader.integer("n_layer")
     head, context = Head(tied=reader.flag("tie_word_embeddings", True)), reader.integer("seq_length", 2048)
     vocab = reader.integer("vocab_size")
@@ -48,14 +49,16 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    first = first_layer(FAMILY, spec)
+    first, mixer = first_layer(FAMILY, spec), attention_of(FAMILY, spec)
     config = {
         "vocab_size": spec.vocab,
         "hidden_size": spec.width,
         "n_layer": len(spec.layers),
-        "n_head": attention_of(FAMILY, spec).heads,
+        "n_head": mixer.heads,
         "layer_norm_epsilon": first.norm.eps,
         "seq_length": spec.context,
+        "attention_dropout": mixer.dropout,
+        "hidden_dropout": first.dropout,
         "apply_residual_connection_post_layernorm": first.wiring == "through",
         "tie_word_embeddings": expect(FAMILY, "head", spec.head, Head).tied,
     }

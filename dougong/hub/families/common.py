@@ -103,7 +103,7 @@ def read_decoder(
     rope = ropes(size, limit) if ropes else read_rope(config, size, limit)
     full, local = rope if isinstance(rope, tuple) else (rope, rope)
     attention = Attention(heads, shared or heads, size, bias, out_bias, full, norm if qk_norm else None)
-    attention = replace(attention, **(mixer or {}))
+    attention = replace(attention, dropout=config.share("attention_dropout"), **(mixer or {}))
     inner = ffn(config.integer("intermediate_size"), read_activation(config, *activation), ffn_bias)
     layers = tuple(
         LayerSpec(replace(attention, window=window, position=local if window else full), inner, norm, wiring)
@@ -139,6 +139,7 @@ def write_decoder(
         activation: write_activation(ffn.activation),
         "max_position_embeddings": spec.context,
         "rms_norm_eps": first.norm.eps,
+        "attention_dropout": mixer.dropout,
         **write_rope(family, mixer.position),
         **({partial: rope_share(mixer)} if partial else {}),
         "tie_word_embeddings": expect(family, "head", spec.head, Head).tied,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dougong.hub.families.common import expect, first_layer, read_activation, write_activation
+from dougong.hub.families.names import both
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import read_rope, write_rope
 from dougong.hub.keymap import KeyMap, Rule
@@ -61,6 +62,7 @@ def read_deepseek(
         bias,
         _read_scale(config, size + turned, rope),
         indexer(rope) if indexer else None,
+        config.share("attention_dropout"),
     )
     activation = read_activation(config, "hidden_act", "silu")
     mlp = GatedMLP(config.integer("intermediate_size", usual["intermediate"]), activation, ffn_bias)
@@ -117,6 +119,7 @@ def write_deepseek(family: str, spec: ModelSpec) -> tuple[dict[str, Any], Latent
         "topk_group": router.top_groups,
         "routed_scaling_factor": router.scale,
         "attention_bias": mixer.bias,
+        "attention_dropout": mixer.dropout,
         "hidden_act": write_activation(mlp.activation),
         "max_position_embeddings": spec.context,
         "rms_norm_eps": first.norm.eps,
@@ -149,14 +152,6 @@ def _all_dim(mixer: LatentAttention, scaling: Yarn) -> float:
     return next((number for number in short if _scaled(size, scaling, number) == mixer.scale), exact)
 
 
-def _both(foreign: str, own: str) -> tuple[Rule, Rule]:
-    """Weight and bias of a layer's part."""
-    weight, bias = (
-        Rule(f"model.layers.{{i}}.{foreign}.{kind}", (f"layers.{{i}}.{own}.{kind}",)) for kind in ("weight", "bias")
-    )
-    return weight, bias
-
-
 def deepseek_keys(spec: ModelSpec) -> KeyMap:
     mixer = spec.layers[0].mixer
     straight = isinstance(mixer, LatentAttention) and mixer.q_rank is None
@@ -182,7 +177,11 @@ def deepseek_keys(spec: ModelSpec) -> KeyMap:
     return KeyMap(
         rules=(
             Rule("model.embed_tokens.weight", ("embedding.weight",)),
-            *(rule for foreign, own in pairs.items() for rule in _both(foreign, own)),
+            *(
+                rule
+                for foreign, own in pairs.items()
+                for rule in both(f"model.layers.{{i}}.{foreign}", f"layers.{{i}}.{own}")
+            ),
             Rule("model.layers.{i}.mlp.gate.e_score_correction_bias", ("layers.{i}.ffn.router.correction",)),
             Rule("model.norm.weight", ("norm.weight",)),
             Rule("lm_head.weight", ("head.weight",)),

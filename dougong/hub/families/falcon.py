@@ -1,7 +1,8 @@
 """Falcon (Almazrouei et al. 2023): attention and feed-forward side by side, from one norm or from one each.
 
 Semantics: transformers' modeling_falcon. q, k and v lie together, a group of heads a key head: all query heads with one
-key head in the first architecture (`multi_query`), any number with each in the new one. Where
+key head in the first architecture (`multi_query`), any number with each in the new one. `attention_dropout` acts on
+the weights with ALiBi only, and on the output of attention where the feed-forward comes after it. Where
 transformers strays from the model with ALiBi (Falcon-RW) it is not followed: its slopes and their products with
 positions are rounded to bfloat16, and its "eager" attention adds ALiBi twice, its usual one once.
 """
@@ -9,6 +10,7 @@ positions are rounded to bfloat16, and its "eager" attention adds ALiBi twice, i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.common import (
@@ -80,11 +82,22 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     hidden = reader.integer("ffn_hidden_size", 4 * width)
     ffn = MLP(hidden, read_activation(reader, "activation", "gelu"), bias)
     norm = Norm("layer", reader.number("layer_norm_epsilon", 1e-5), bias=True)
-    layers = (LayerSpec(mixer, ffn, norm, _wiring(reader, new)),) * reader.integer("num_hidden_layers")
+    layers = (_with_dropout(reader, LayerSpec(mixer, ffn, norm, _wiring(reader, new))),) * reader.integer(
+        "num_hidden_layers"
+    )
     head = Head(tied=reader.flag("tie_word_embeddings", True))
     vocab = reader.integer("vocab_size")
     reader.refuse_rest()
     return ModelSpec(vocab, width, context, layers, Embedding(), norm, head)
+
+
+def _with_dropout(reader: Reader, layer: LayerSpec) -> LayerSpec:
+    seen, hidden = reader.share("attention_dropout"), reader.share("hidden_dropout")
+    mixer = expect(FAMILY, "mixer", layer.mixer, Attention)
+    layer = replace(layer, mixer=replace(mixer, dropout=seen)) if isinstance(mixer.position, Alibi) else layer
+    if layer.wiring == "pre":
+        return replace(layer, dropout=seen, ffn_dropout=None if hidden == seen else hidden)
+    return replace(layer, dropout=hidden)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
@@ -101,6 +114,8 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "activation": write_activation(ffn.activation, tanh="gelu_new"),
         "max_position_embeddings": spec.context,
         "layer_norm_epsilon": first.norm.eps,
+        "attention_dropout": first.dropout if first.wiring == "pre" else mixer.dropout,
+        "hidden_dropout": first.dropout if first.ffn_dropout is None else first.ffn_dropout,
         "bias": mixer.bias,
         "new_decoder_architecture": new,
         "multi_query": mixer.kv_heads == 1,

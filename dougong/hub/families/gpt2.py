@@ -6,10 +6,12 @@ Semantics: transformers' modeling_gpt2. Its `reorder_and_upcast_attn` changes ro
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from dougong.hub.families.common import exact, expect, first_layer, read_activation, write_activation
+from dougong.hub.families.names import both
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import LayerSpec, ModelSpec
@@ -41,14 +43,15 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     norm = Norm("layer", reader.number("layer_norm_epsilon", 1e-5), bias=True)
     activation = read_activation(reader, "activation_function", "gelu_new")
     ffn = MLP(reader.integer("n_inner", 4 * width), activation, bias=True)
-    layers = tuple(
-        LayerSpec(Attention(heads, heads, size, True, True, scale=_scale(size, i, by_size, by_layer)), ffn, norm)
-        for i in range(reader.integer("n_layer"))
-    )
+    mixer = Attention(heads, heads, size, True, True, dropout=reader.share("attn_pdrop", 0.1))
+    scales = (_scale(size, i, by_size, by_layer) for i in range(reader.integer("n_layer")))
+    dropout = reader.share("resid_pdrop", 0.1)
+    layers = tuple(LayerSpec(replace(mixer, scale=scale), ffn, norm, dropout=dropout) for scale in scales)
+    embedding = Embedding(Learned(context), dropout=reader.share("embd_pdrop", 0.1))
     head = Head(tied=reader.flag("tie_word_embeddings", True))
     vocab = reader.integer("vocab_size")
     reader.refuse_rest()
-    return ModelSpec(vocab, width, context, layers, Embedding(Learned(context)), norm, head)
+    return ModelSpec(vocab, width, context, layers, embedding, norm, head)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
@@ -68,6 +71,9 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "n_inner": ffn.hidden,
         "activation_function": write_activation(ffn.activation, tanh="gelu_new"),
         "layer_norm_epsilon": first.norm.eps,
+        "attn_pdrop": mixer.dropout,
+        "resid_pdrop": first.dropout,
+        "embd_pdrop": spec.embedding.dropout,
         "scale_attn_weights": by_size,
         "scale_attn_by_inverse_layer_idx": by_layer,
         "tie_word_embeddings": expect(FAMILY, "head", spec.head, Head).tied,
@@ -76,23 +82,19 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    def pairs(foreign: str, own: tuple[str, ...], transpose: bool) -> tuple[Rule, Rule]:
-        """A weight and its bias; Conv1D keeps its weight as (in, out)."""
-        weight = Rule(f"transformer.{foreign}.weight", tuple(f"{name}.weight" for name in own), transpose)
-        return weight, Rule(f"transformer.{foreign}.bias", tuple(f"{name}.bias" for name in own))
-
+    # Conv1D keeps its weight as (in, out).
     qkv = tuple(f"layers.{{i}}.mixer.{name}" for name in "qkv")
     return KeyMap(
         rules=(
             Rule("transformer.wte.weight", ("embedding.weight",)),
             Rule("transformer.wpe.weight", ("embedding.position.weight",)),
-            *pairs("h.{i}.ln_1", ("layers.{i}.mixer_norm",), False),
-            *pairs("h.{i}.attn.c_attn", qkv, True),
-            *pairs("h.{i}.attn.c_proj", ("layers.{i}.mixer.o",), True),
-            *pairs("h.{i}.ln_2", ("layers.{i}.ffn_norm",), False),
-            *pairs("h.{i}.mlp.c_fc", ("layers.{i}.ffn.up",), True),
-            *pairs("h.{i}.mlp.c_proj", ("layers.{i}.ffn.down",), True),
-            *pairs("ln_f", ("norm",), False),
+            *both("transformer.h.{i}.ln_1", "layers.{i}.mixer_norm"),
+            *both("transformer.h.{i}.attn.c_attn", *qkv, transpose=True),
+            *both("transformer.h.{i}.attn.c_proj", "layers.{i}.mixer.o", transpose=True),
+            *both("transformer.h.{i}.ln_2", "layers.{i}.ffn_norm"),
+            *both("transformer.h.{i}.mlp.c_fc", "layers.{i}.ffn.up", transpose=True),
+            *both("transformer.h.{i}.mlp.c_proj", "layers.{i}.ffn.down", transpose=True),
+            *both("transformer.ln_f", "norm"),
             Rule("lm_head.weight", ("head.weight",)),
         ),
         prefix="transformer.",

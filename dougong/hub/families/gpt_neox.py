@@ -42,15 +42,19 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
         raise reader.wrong("num_attention_heads", heads, f"a divisor of hidden_size, {width}")
     context, size = reader.integer("max_position_embeddings", 2048), width // heads
     bias = reader.flag("attention_bias", True)
-    mixer = Attention(heads, heads, size, bias, bias, read_rope(reader, size, context, partial=0.25))
+    rope, seen = read_rope(reader, size, context, partial=0.25), reader.share("attention_dropout")
+    mixer = Attention(heads, heads, size, bias, bias, rope, dropout=seen)
     ffn = MLP(reader.integer("intermediate_size"), read_activation(reader, "hidden_act", "gelu"), bias=True)
     norm = Norm("layer", reader.number("layer_norm_eps", 1e-5), bias=True)
     wiring = "parallel_norms" if reader.flag("use_parallel_residual", True) else "pre"
-    layers = (LayerSpec(mixer, ffn, norm, wiring),) * reader.integer("num_hidden_layers")
+    dropout = reader.share("hidden_dropout")
+    apart = (dropout or None) if wiring == "parallel_norms" else None  # each output by itself, before they are added
+    layer = LayerSpec(mixer, ffn, norm, wiring, dropout=dropout, ffn_dropout=apart)
+    layers = (layer,) * reader.integer("num_hidden_layers")
     head = Head(tied=reader.flag("tie_word_embeddings", False))
     vocab = reader.integer("vocab_size")
     reader.refuse_rest()
-    return ModelSpec(vocab, width, context, layers, Embedding(), norm, head)
+    return ModelSpec(vocab, width, context, layers, Embedding(dropout=dropout), norm, head)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
@@ -69,6 +73,8 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "rotary_pct": rope_share(mixer),
         "rope_scaling": rope["rope_scaling"],
         "attention_bias": mixer.bias,
+        "attention_dropout": mixer.dropout,
+        "hidden_dropout": first.dropout,
         "use_parallel_residual": first.wiring == "parallel_norms",
         "tie_word_embeddings": expect(FAMILY, "head", spec.head, Head).tied,
     }

@@ -34,7 +34,8 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     activation = read_activation(reader, "hidden_act", "silu")
     # transformers: a missing key takes the default, null means one for each head.
     kv_heads = 8 if reader.raw("num_key_value_heads", 0) == 0 else reader.integer("num_key_value_heads", heads)
-    attention = Attention(heads, kv_heads, reader.integer("head_dim", width // heads))
+    size, dropout = reader.integer("head_dim", width // heads), reader.share("attention_dropout")
+    attention = Attention(heads, kv_heads, size, dropout=dropout)
     mamba = Mamba(
         reader.integer("mamba_expand", 2) * width,
         reader.integer("mamba_d_state", 16),
@@ -107,6 +108,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "num_hidden_layers": len(spec.layers),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
+        "attention_dropout": attention.dropout,
         **({} if attention.head_size == spec.width // attention.heads else {"head_dim": attention.head_size}),
         **_write_turn("attn_layer", attends),
         **_write_turn("expert_layer", chooses),

@@ -97,6 +97,7 @@ def _read_attention(config: Reader) -> LatentAttention:
         norm=Norm("rms", 1e-6),
         bias=bias,
         out_bias=bias,
+        dropout=config.share("attention_dropout"),
     )
 
 
@@ -160,6 +161,7 @@ def _write_attention(mixer: LatentAttention) -> dict[str, Any]:
         "qk_rope_head_dim": mixer.rope_size,
         "v_head_dim": mixer.value_size,
         "attention_bias": mixer.bias,
+        "attention_dropout": mixer.dropout,
         "mla_use_nope": True,
     }
 

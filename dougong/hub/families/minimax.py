@@ -56,6 +56,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
         size,
         position=read_rope(reader, size, limit, theta=1000000.0),
         window=check_window(reader, reader.raw("sliding_window")),
+        dropout=reader.share("attention_dropout"),
     )
     chunk = reader.integer("block_size", 256)
     ffn = MoE(
@@ -120,7 +121,8 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         mixer = layer.mixer
         if isinstance(mixer, Attention):
             name, config["num_key_value_heads"], size = "full_attn", mixer.kv_heads, mixer.head_size
-            config |= {"sliding_window": mixer.window, **write_rope(FAMILY, mixer.position)}
+            config |= {"sliding_window": mixer.window, "attention_dropout": mixer.dropout}
+            config |= write_rope(FAMILY, mixer.position)
         else:
             mixer = expect(FAMILY, "mixer", mixer, LinearAttention)
             name, config["block_size"], size = "linear_attn", mixer.chunk, mixer.key_size

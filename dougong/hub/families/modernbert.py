@@ -1,8 +1,7 @@
 """ModernBERT (Warner et al. 2024): an encoder with RoPE, GeGLU and norms before the sublayers; most layers see only the
 neighbourhood of each token, every third the whole text, each kind with a rotation of its own.
 
-`mlp_dropout` (inside the feed-forward, training only; 0 in the published models) is not kept. Semantics: transformers'
-modeling_modernbert.
+`attention_dropout` acts on the weights and on the output of attention. Semantics: transformers' modeling_modernbert.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 from dougong.base import DougongError
 from dougong.hub.families.common import ACTIVATIONS, exact, expect, first_layer, read_activation, write_activation
+from dougong.hub.families.names import both
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import read_rope, write_rope
 from dougong.hub.families.tasks import (
@@ -42,7 +42,7 @@ OLD_THETA = {FULL: "global_rope_theta", LOCAL: "local_rope_theta"}
 # How files were trained or are run, not what they compute.
 _RUN = (
     "initializer_cutoff_factor deterministic_flash_attn sparse_prediction sparse_pred_ignore_index reference_compile "
-    "repad_logits_with_grad mlp_dropout cls_token_id layer_norm_eps position_embedding_type"
+    "repad_logits_with_grad cls_token_id layer_norm_eps position_embedding_type"
 )
 
 
@@ -55,9 +55,10 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     norm = Norm("layer", reader.number("norm_eps", 1e-5), bias=reader.flag("norm_bias", False))
     kinds, ropes = _kinds(reader), {kind: _rope(reader, kind, size, context) for kind in (FULL, LOCAL)}
     window = reader.integer("local_attention", 128) // 2 + 1  # local_attention counts both sides, the window one
-    bias, seen = reader.flag("attention_bias", False), reader.number("attention_dropout", 0.0)
+    bias, seen = reader.flag("attention_bias", False), reader.share("attention_dropout")
     activation = read_activation(reader, "hidden_activation", "gelu")
-    ffn = GatedMLP(reader.integer("intermediate_size", 1152), activation, reader.flag("mlp_bias", False))
+    inner = reader.flag("mlp_bias", False), reader.share("mlp_dropout")
+    ffn = GatedMLP(reader.integer("intermediate_size", 1152), activation, *inner)
     layers = tuple(
         LayerSpec(
             Attention(
@@ -66,10 +67,12 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
             ffn,
             norm,
             first_norm=index > 0,
+            dropout=seen,
+            ffn_dropout=0.0 if seen else None,
         )
         for index, kind in enumerate(kinds)
     )
-    embedding = Embedding(norm=norm, dropout=reader.number("embedding_dropout", 0.0))
+    embedding = Embedding(norm=norm, dropout=reader.share("embedding_dropout"))
     transform = Transform(
         read_activation(reader, "classifier_activation", "gelu"), norm, reader.flag("classifier_bias", False)
     )
@@ -138,6 +141,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "layer_types": kinds,
         "local_attention": 2 * (windows[0] - 1) if windows else 128,
         "attention_dropout": mixers[0].dropout,
+        "mlp_dropout": ffn.dropout,
         "embedding_dropout": spec.embedding.dropout,
         **{OLD_THETA[each]: spelled[each]["rope_theta"] for each in spelled},
         "rope_parameters": {
@@ -182,25 +186,21 @@ def keys(spec: ModelSpec) -> KeyMap:
     layer, own = f"{prefix}layers.{{i}}", "layers.{i}"
     transform = "transform" if spec.task is None else "task.transform"
 
-    def each(foreign: str, *names: str) -> tuple[Rule, Rule]:
-        weight = Rule(f"{foreign}.weight", tuple(f"{name}.weight" for name in names))
-        return weight, Rule(f"{foreign}.bias", tuple(f"{name}.bias" for name in names))
-
     return KeyMap(
         rules=(
             Rule(f"{prefix}embeddings.tok_embeddings.weight", ("embedding.weight",)),
-            *each(f"{prefix}embeddings.norm", "embedding.norm"),
-            *each(f"{layer}.attn_norm", f"{own}.mixer_norm"),
-            *each(f"{layer}.attn.Wqkv", *(f"{own}.mixer.{name}" for name in "qkv")),
-            *each(f"{layer}.attn.Wo", f"{own}.mixer.o"),
-            *each(f"{layer}.mlp_norm", f"{own}.ffn_norm"),
-            *each(f"{layer}.mlp.Wi", f"{own}.ffn.gate", f"{own}.ffn.up"),
-            *each(f"{layer}.mlp.Wo", f"{own}.ffn.down"),
-            *each(f"{prefix}final_norm", "norm"),
-            *each("head.dense", f"{transform}.dense"),
-            *each("head.norm", f"{transform}.norm"),
-            *each("decoder", "head"),
-            *each("classifier", "task.output"),
+            *both(f"{prefix}embeddings.norm", "embedding.norm"),
+            *both(f"{layer}.attn_norm", f"{own}.mixer_norm"),
+            *both(f"{layer}.attn.Wqkv", *(f"{own}.mixer.{name}" for name in "qkv")),
+            *both(f"{layer}.attn.Wo", f"{own}.mixer.o"),
+            *both(f"{layer}.mlp_norm", f"{own}.ffn_norm"),
+            *both(f"{layer}.mlp.Wi", f"{own}.ffn.gate", f"{own}.ffn.up"),
+            *both(f"{layer}.mlp.Wo", f"{own}.ffn.down"),
+            *both(f"{prefix}final_norm", "norm"),
+            *both("head.dense", f"{transform}.dense"),
+            *both("head.norm", f"{transform}.norm"),
+            *both("decoder", "head"),
+            *both("classifier", "task.output"),
         ),
         prefix=prefix,
         constants=(),

@@ -1,8 +1,9 @@
 """MPT (MosaicML 2023): ALiBi, LayerNorms without biases, q, k and v in one matrix, which may be clamped.
 
 Semantics: transformers' modeling_mpt, but for `alibi_bias_max`, which it passes over, and MosaicML's own files heed
-(MPT-7B-StoryWriter has 16). What transformers does not compute is refused: learned positions instead of ALiBi,
-multi-query attention, normalised queries and keys, prefixes, biases, scaled logits.
+(MPT-7B-StoryWriter has 16). `attn_pdrop` is the dropout of everything; nothing reads `emb_pdrop` and `resid_pdrop`.
+What transformers does not compute is refused: learned positions instead of ALiBi, multi-query attention, normalised
+queries and keys, prefixes, biases, scaled logits.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     old = {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
     reader = Reader(FAMILY, respelled(config, **old))
     # With ALiBi no positions are learned, whatever learned_pos_emb says.
-    pass_over(reader, "learned_pos_emb init_config init_device tokenizer_name verbose emb_pdrop")
+    pass_over(reader, "learned_pos_emb init_config init_device tokenizer_name verbose emb_pdrop resid_pdrop")
     given = reader.raw("attn_config") or {}
     if not isinstance(given, dict):
         raise reader.wrong("attn_config", given, "a mapping")
     inner = Reader(FAMILY, given, "attn_config.")
-    pass_over(inner, "attn_impl attn_pdrop")
+    pass_over(inner, "attn_impl")
+    dropout = inner.share("attn_pdrop")
     width, heads = reader.integer("d_model"), reader.integer("n_heads")
     if width % heads:
         raise reader.wrong("n_heads", heads, f"a divisor of d_model, {width}")
@@ -54,8 +56,8 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     scale, clip = read_cap(inner, "softmax_scale", None), inner.number("clip_qkv", 0.0) or None
     inner.refuse_rest()
     norm = Norm("layer", reader.number("layer_norm_epsilon", 1e-5))
-    mixer = Attention(heads, heads, width // heads, position=position, scale=scale, clip=clip)
-    layers = (LayerSpec(mixer, MLP(4 * width, "gelu"), norm),) * reader.integer("n_layers")
+    mixer = Attention(heads, heads, width // heads, position=position, scale=scale, clip=clip, dropout=dropout)
+    layers = (LayerSpec(mixer, MLP(4 * width, "gelu"), norm, dropout=dropout),) * reader.integer("n_layers")
     head, context = Head(tied=reader.flag("tie_word_embeddings", True)), reader.integer("max_seq_len", 2048)
     vocab = reader.integer("vocab_size")
     reader.refuse_rest()
@@ -76,6 +78,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "expansion_ratio": 4,
         "attn_config": {
             "attn_type": "multihead_attention",
+            "attn_pdrop": mixer.dropout or 0,  # which transformers holds for an integer
             "alibi": True,
             "alibi_bias_max": round(position.strongest),  # an integer; `exact` refuses another
             "clip_qkv": mixer.clip,

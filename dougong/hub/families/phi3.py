@@ -1,12 +1,13 @@
 """Phi-3, 3.5 and 4 (Abdin et al. 2024): Llama's form with q, k and v, and gate and up, in one matrix each; LongRoPE, on
 a part of each head in Phi-4-mini.
 
-Semantics: transformers' modeling_phi3.
+Semantics: transformers' modeling_phi3, which passes over `embd_pdrop`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.common import attention_of, check_window, exact, read_decoder, write_decoder
@@ -27,14 +28,15 @@ ORIGINAL = 4096
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = Reader(FAMILY, {"original_max_position_embeddings": ORIGINAL, **config})
     reader.raw("original_max_position_embeddings")
-    window = check_window(reader, reader.raw("sliding_window"))
-    return read_decoder(
+    window, dropout = check_window(reader, reader.raw("sliding_window")), reader.share("resid_pdrop")
+    spec = read_decoder(
         reader,
         context=4096,
         windows=lambda depth: (window,) * depth,
         ropes=lambda size, limit: read_rope(reader, size, limit, partial=1.0),
         norm=Norm("rms", 1e-5),
     )
+    return replace(spec, layers=tuple(replace(layer, dropout=dropout) for layer in spec.layers))
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         **write_decoder(FAMILY, spec, partial="partial_rotary_factor"),
         "original_max_position_embeddings": scaling.original if isinstance(scaling, LongRope) else ORIGINAL,
         "sliding_window": mixer.window,
+        "resid_pdrop": spec.layers[0].dropout,
     }
     return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
 

@@ -97,6 +97,7 @@ def read_hybrid(config: Reader, ffns: list[FeedForward], kv_heads: int, axes: Ax
         position=read_rope(config, size, limit, partial=0.25, axes=axes),
         qk_norm=norm,
         gate="coordinate",
+        dropout=config.share("attention_dropout"),
     )
     delta = DeltaNet(
         config.integer("linear_num_key_heads", 16),
@@ -148,6 +149,7 @@ def write_hybrid(family: str, spec: ModelSpec) -> dict[str, Any]:
                 "num_key_value_heads": mixer.kv_heads,
                 "head_dim": mixer.head_size,
                 "attention_bias": mixer.bias,
+                "attention_dropout": mixer.dropout,
                 **write_rope(family, mixer.position),
                 "partial_rotary_factor": getattr(mixer.position, "size", 0) / mixer.head_size,
             }

@@ -24,7 +24,8 @@ HARMLESS = frozenset(
     use_bfloat16 use_cache use_flash_attn
     """.split()  # noqa: SIM905 - as a list of literals it would fill a hundred lines
 )
-"""Keys that change no logits: ids, dropouts, initialisation, generation defaults, bookkeeping."""
+"""Keys that change no logits: ids, dropouts that the family's class does not read, initialisation, generation defaults,
+bookkeeping."""
 
 
 class Reader:
@@ -60,6 +61,13 @@ class Reader:
         value = self.number(key, default)
         if not value > 0:
             raise self.wrong(key, value, "a number above 0")
+        return value
+
+    def share(self, key: str, default: float = 0.0) -> float:
+        """Of numbers that dropout sets to 0."""
+        value = self.number(key, default)
+        if not 0 <= value < 1:
+            raise self.wrong(key, value, "at least 0 and less than 1")
         return value
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from dougong.hub.families.bert import (
     MASKED,
     POOLER,
     body_rules,
-    pairs,
+    output_keys,
     read_body,
     read_each_token,
     read_hidden_dropout,
@@ -22,9 +22,10 @@ from dougong.hub.families.bert import (
     write_task,
 )
 from dougong.hub.families.common import exact, expect, first_layer
+from dougong.hub.families.names import both
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.tasks import BARE, CLASSES, SPAN, TOKENS, read_architecture, read_dropout, read_labels
-from dougong.hub.keymap import KeyMap, Rule
+from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.embedding import Head, Transform
 from dougong.parts.heads import Classifier, Pooled
@@ -42,8 +43,8 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     body = read_body(reader, Learned(rows - before, before))
     kind = read_architecture(reader, NAME, (MASKED, BARE, CLASSES, TOKENS, SPAN), MASKED)
     pooled, dropout = reader.flag("add_pooling_layer", True), read_dropout(reader, read_hidden_dropout(reader))
-    norm = first_layer(FAMILY, body).norm
-    head = Head(tied=True, bias=True, transform=Transform("gelu", norm)) if kind == MASKED else None
+    norm, tied = first_layer(FAMILY, body).norm, reader.flag("tie_word_embeddings", True)
+    head = Head(tied, bias=True, transform=Transform("gelu", norm)) if kind == MASKED else None
     if kind == CLASSES:
         task = Classifier(read_labels(reader), transform=POOLER, dropout=dropout, first_dropout=dropout)
     elif kind == BARE:
@@ -65,19 +66,18 @@ def keys(spec: ModelSpec) -> KeyMap:
     kind, _ = write_task(spec)
     prefix = "" if kind == BARE else "roberta."
     classes = kind == CLASSES  # whose dense layer is a part of the head
-    dense = pairs("classifier.dense", "task.transform.dense")
+    dense = both("classifier.dense", "task.transform.dense")
     output = {CLASSES: "classifier.out_proj", SPAN: "qa_outputs"}.get(kind, "classifier")
     body = body_rules(prefix)
-    return KeyMap(
+    names = KeyMap(
         rules=(
             *((*body[:-2], *dense) if classes else body),
-            *pairs("lm_head.dense", "transform.dense"),
-            *pairs("lm_head.layer_norm", "transform.norm"),
-            Rule("lm_head.bias", ("head.bias",)),
-            *pairs(output, "task.output"),
+            *both("lm_head.dense", "transform.dense"),
+            *both("lm_head.layer_norm", "transform.norm"),
+            *both(output, "task.output"),
         ),
         prefix=prefix,
         constants=unused(prefix, replace(spec, task=None) if classes else spec),
         tied=("lm_head.decoder.weight", f"{prefix}embeddings.word_embeddings.weight"),
-        copies=(("lm_head.decoder.bias", "lm_head.bias"),),
     )
+    return output_keys(names, spec, "lm_head", "lm_head.decoder")

@@ -1,7 +1,7 @@
 """Switch Transformers (Fedus et al. 2021): T5 whose layers have, every so often, experts of which each token takes one,
 as far as its places go round.
 
-Noise on the router's input and dropout inside the feed-forward (training only) are not kept. Semantics: transformers'
+Noise on the router's input (`router_jitter_noise`, training only) is not kept. Semantics: transformers'
 modeling_switch_transformers.
 """
 
@@ -33,8 +33,7 @@ _RUN = (
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = Reader(FAMILY, config)
-    if not reader.flag("tie_word_embeddings", True):
-        raise reader.wrong("tie_word_embeddings", False, "true, the head's weight is the embedding's")
+    tied = reader.flag("tie_word_embeddings", True)
     hidden, activation = reader.integer("d_ff", 2048), read_activation(reader, "dense_act_fn", "relu")
     router = TopK(
         normalise=False,
@@ -44,14 +43,15 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
         z=reader.number("router_z_loss_coef", 0.001),
     )
     dense = read_layer(reader, MLP(hidden, activation))
-    experts = MoE(reader.integer("num_experts", 8), 1, hidden, router, activation, gated=False)
+    count, dropout = reader.integer("num_experts", 8), dense.dropout
+    experts = MoE(count, 1, hidden, router, activation, gated=False, dropout=dropout)
     depth, width = reader.integer("num_layers", 12), reader.integer("d_model", 768)
     encoder = _layers(dense, experts, depth, reader.integer("num_sparse_encoder_layers", 3, least=0))
     depth = reader.integer("num_decoder_layers", depth)
     decoder = _layers(in_decoder(dense), experts, depth, reader.integer("num_sparse_decoder_layers", 3, least=0))
     kind = read_architecture(reader, NAME, (SEQUENCES, BARE), SEQUENCES)
-    head = Head(tied=True, scale=width**-0.5) if kind == SEQUENCES else None
-    spec = read_model(reader, encoder, decoder, head)
+    head = Head(tied, scale=width**-0.5 if tied else 1.0) if kind == SEQUENCES else None
+    spec = replace(read_model(reader, encoder, decoder, head), shared_embedding=tied)
     for key in _RUN.split():
         reader.raw(key)
     reader.refuse_rest()
@@ -96,6 +96,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "router_z_loss_coef": router.z,
         "num_sparse_encoder_layers": _count(source.layers),
         "num_sparse_decoder_layers": _count(spec.layers),
+        "tie_word_embeddings": spec.shared_embedding,
     }
     return exact(FAMILY, NAME + (SEQUENCES if spec.head else BARE), spec, config, from_config)
 

@@ -2,7 +2,7 @@
 not scaled, and a bias by distance that all layers of a side share.
 
 The first T5 ties its head to the embedding and scales the hidden states before it by width^-1/2; v1.1 does neither and
-has a gated feed-forward. Dropout inside the feed-forward and after the last norm (training only) is not kept.
+has a gated feed-forward, and may yet be tied, as its tensors tell. `dropout_rate` is the dropout of everything.
 Semantics: transformers' modeling_t5.
 """
 
@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dougong.hub.families.bart import tables
 from dougong.hub.families.common import ACTIVATIONS, exact, expect, first_layer
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.tasks import BARE, read_architecture
 from dougong.hub.keymap import KeyMap, Rule
-from dougong.model.spec import FeedForward, LayerSpec, ModelSpec
+from dougong.model.spec import LayerSpec, ModelSpec
 from dougong.parts.attention import Attention
 from dougong.parts.embedding import Embedding, Head
 from dougong.parts.feedforward import MLP, GatedMLP
@@ -28,15 +29,16 @@ NAME = "T5"
 SEQUENCES, ENCODER = "ForConditionalGeneration", "EncoderModel"
 
 
-def read_layer(config: Reader, ffn: FeedForward) -> LayerSpec:
+def read_layer(config: Reader, ffn: MLP | GatedMLP) -> LayerSpec:
     """A layer of the encoder, whose form Switch shares."""
     heads, size = config.integer("num_heads"), config.integer("d_kv", 64)
     buckets = config.integer("relative_attention_num_buckets", 32)
     reach = config.integer("relative_attention_max_distance", 128)
-    dropout = config.number("dropout_rate", 0.1)
+    dropout = config.share("dropout_rate", 0.1)
     position = Relative(buckets, reach, both_ways=True)
     mixer = Attention(heads, heads, size, position=position, scale=1.0, dropout=dropout)
-    return LayerSpec(mixer, ffn, Norm("rms", config.number("layer_norm_epsilon", 1e-6)), dropout=dropout)
+    norm = Norm("rms", config.number("layer_norm_epsilon", 1e-6))
+    return LayerSpec(mixer, replace(ffn, dropout=dropout), norm, dropout=dropout)
 
 
 def in_decoder(layer: LayerSpec) -> LayerSpec:
@@ -55,8 +57,8 @@ def read_model(
     vocab, width = config.integer("vocab_size", 32128), config.integer("d_model")
     context = config.integer("n_positions", 512)
     embedding = Embedding(dropout=first.dropout)
-    source = ModelSpec(vocab, width, context, encoder, embedding, first.norm, None, causal=False)
-    return ModelSpec(vocab, width, context, decoder, embedding, first.norm, head, source)
+    source = ModelSpec(vocab, width, context, encoder, embedding, first.norm, None, causal=False, dropout=first.dropout)
+    return replace(source, layers=decoder, head=head, encoder=source, causal=True)
 
 
 def write_model(family: str, spec: ModelSpec) -> dict[str, Any]:
@@ -118,12 +120,15 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     activation = {"gelu_tanh": "gelu" if gated else "gelu_new"}.get(ffn.activation, ffn.activation)
     if gated and ffn.activation == "gelu":
         activation = "gelu_python"  # for "gated-gelu" means the tanh approximation
-    tied = spec.head.tied if spec.head else True
+    head = spec.head or Head(scale=spec.width**-0.5)
+    if head.tied and head.scale == 1:  # tied to the embedding, but for that like v1.1, which the tensors tell
+        spec = replace(spec, head=replace(head, tied=False))
     config = {
         **write_model(FAMILY, spec),
         "d_ff": ffn.hidden,
         "feed_forward_proj": f"gated-{activation}" if gated else activation,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": head.tied,
+        **({"scale_decoder_outputs": False} if head.scale == 1 else {}),
     }
     kind = ENCODER if spec.encoder is None else SEQUENCES if spec.head else BARE
     return exact(FAMILY, NAME + kind, spec, config, from_config)
@@ -148,9 +153,10 @@ def side_rules(side: str, own: str) -> tuple[Rule, ...]:
 def model_keys(spec: ModelSpec, ffn: tuple[Rule, ...]) -> KeyMap:
     """All names, given those of the feed-forwards."""
     sides = (("encoder", ""),) if spec.encoder is None else (("encoder", "encoder."), ("decoder", ""))
+    tokens, others = tables(spec)
     return KeyMap(
         rules=(
-            Rule("shared.weight", ("embedding.weight",)),
+            *tokens,
             *(rule for side, own in sides for rule in side_rules(side, own)),
             *ffn,
             Rule("lm_head.weight", ("head.weight",)),
@@ -159,7 +165,7 @@ def model_keys(spec: ModelSpec, ffn: tuple[Rule, ...]) -> KeyMap:
         # The first files hold a table for cross-attention that nothing reads.
         constants=("decoder.block.{i}.layer.{i}.EncDecAttention.relative_attention_bias.weight",),
         tied=("lm_head.weight", "shared.weight"),
-        copies=tuple((f"{side}.embed_tokens.weight", "shared.weight") for side, _ in sides),
+        **others,
     )
 
 
@@ -174,4 +180,4 @@ def keys(spec: ModelSpec) -> KeyMap:
         for side, place, own in sides
         for ours, name in names.items()
     )
-    return model_keys(spec, tuple(rules))
+    return replace(model_keys(spec, tuple(rules)), may_tie=True)

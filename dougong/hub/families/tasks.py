@@ -47,14 +47,14 @@ def write_labels(labels: tuple[str, ...]) -> dict[str, Any]:
 
 def read_dropout(config: Reader, default: float) -> float:
     """`classifier_dropout`, or what the family falls back to where it is null."""
-    return config.number("classifier_dropout", default)
+    return config.share("classifier_dropout", default)
 
 
 def read_decoder_task(config: Reader, name: str) -> tuple[bool, Task | None]:
     """Whether `architectures` names a decoder with a head over the vocabulary, and the head for a task that it has."""
     given = config.raw("architectures") or []
     kind = str(given[0]).removeprefix(name) if given else ""
-    dropout = read_dropout(config, config.number("hidden_dropout", 0.1))
+    dropout = read_dropout(config, config.share("hidden_dropout", 0.1))
     if kind == CLASSES:
         return False, Classifier(read_labels(config), at="last", bias=False)
     if kind == TOKENS:

@@ -22,6 +22,7 @@ def _labels(rng: Random) -> dict[str, Any]:
 
 
 def bert(rng: Random, seed: int) -> dict[str, Any]:
+    """Odd seeds: a head of its own."""
     width, heads, _ = _sizes(rng)
     return {
         "vocab_size": rng.randint(40, 60),
@@ -39,6 +40,7 @@ def bert(rng: Random, seed: int) -> dict[str, Any]:
         "bos_token_id": BOS,
         "eos_token_id": EOS,
         "pad_token_id": PAD,
+        "tie_word_embeddings": not seed % 2,
         **_labels(rng),
     }
 
@@ -110,6 +112,7 @@ def t5(rng: Random, seed: int) -> dict[str, Any]:
 
 
 def bart(rng: Random, seed: int) -> dict[str, Any]:
+    """Odd seeds: tables of tokens of their own for the encoder, the decoder and the head."""
     width, heads, _ = _sizes(rng)
     return {
         "vocab_size": rng.randint(40, 60),
@@ -121,6 +124,7 @@ def bart(rng: Random, seed: int) -> dict[str, Any]:
         "encoder_ffn_dim": rng.randint(10, 40),
         "decoder_ffn_dim": rng.randint(10, 40),
         "activation_function": rng.choice(["gelu", "relu"]),
+        "tie_word_embeddings": not seed % 2,
         "max_position_embeddings": rng.randint(50, 70),
         "scale_embedding": rng.random() < 0.5,
         "dropout": rng.choice([0.0, 0.1]),
@@ -134,6 +138,7 @@ def bart(rng: Random, seed: int) -> dict[str, Any]:
 
 
 def switch_transformers(rng: Random, seed: int) -> dict[str, Any]:
+    """Odd seeds: tables of their own, as in BART."""
     depth = rng.choice([2, 4])
     return {
         "vocab_size": rng.randint(40, 60),
@@ -147,6 +152,7 @@ def switch_transformers(rng: Random, seed: int) -> dict[str, Any]:
         "num_sparse_decoder_layers": rng.choice([0, 1]),
         "num_experts": rng.choice([2, 3]),
         "expert_capacity": rng.choice([4, 64]),
+        "tie_word_embeddings": not seed % 2,
         "router_bias": rng.random() < 0.5,
         "dense_act_fn": rng.choice(["relu", "gelu"]),
         "dropout_rate": rng.choice([0.0, 0.1]),

@@ -1,0 +1,154 @@
+"""Preference tuning as a job: pairs, verdicts or steps to a model that prefers, or to one that scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from dougong.align.heads import frozen_copy, with_task
+from dougong.align.objectives import objective
+from dougong.align.preferences import read_preferences
+from dougong.align.prepare import Preference, Preparer, prepare
+from dougong.align.recipe import SCORING, WITH_REFERENCE, Prefer
+from dougong.align.reference import kept_logprobs
+from dougong.base import DougongError, read_json, write_json
+from dougong.data.batch import Batch
+from dougong.data.documents import hash_fraction
+from dougong.data.loader import LoaderState, iterate
+from dougong.hub import LanguageModel, save
+from dougong.model import Model
+from dougong.parts.heads import TokenClassifier, reward
+from dougong.train.loop import Objective, train
+from dougong.train.precision import choose_precision
+from dougong.train.ranks import Ranks
+from dougong.train.recipe import open_run
+from dougong.train.sft import load_for_chat
+
+
+def split(examples: Sequence[Preference], held_out: float) -> tuple[list[Preference], list[Preference]]:
+    """(training, held-out) by a hash of the prompt, so that a prompt is on one side only."""
+    found: tuple[list[Preference], list[Preference]] = ([], [])
+    for each in examples:
+        found[hash_fraction("".join(str(message["content"]) for message in each.prompt)) < held_out].append(each)
+    return found
+
+
+@torch.no_grad()
+def held_out_metrics(model: Model, preparer: Preparer, loss_of: Objective, batch: int) -> dict[str, float]:
+    """Loss and metrics over all held-out units once."""
+    rows = preparer.prepared.rows
+    total: dict[str, float] = {}
+    weight = 0.0
+    device = next(model.parameters()).device
+    for start in range(0, rows.count, batch):
+        chosen = rows.build([(0, row) for row in range(start, min(start + batch, rows.count))])
+        loss = loss_of(model, preparer(chosen, Ranks()).to(device))
+        weight += float(loss.weight)
+        for name, value in {"loss": loss.sum, **loss.metrics}.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    return {f"held_out_{name}": value / weight for name, value in total.items()}
+
+
+def start_model(recipe: Prefer) -> LanguageModel:
+    """The model to teach: the one that the recipe names; for scores with a head of one score, or of two verdicts."""
+    lm = load_for_chat(recipe.model)
+    if recipe.length > lm.spec.context:
+        raise DougongError(
+            f"length is {recipe.length}, but {recipe.model} was made for {lm.spec.context} tokens; lower it"
+        )
+    if recipe.method not in SCORING:
+        if lm.spec.head is None:
+            raise DougongError(f"{recipe.model} has no head over the vocabulary; name a model that talks")
+        return lm
+    task = reward() if recipe.method == "reward" else TokenClassifier(("wrong", "right"))
+    return lm if lm.spec.task == task else with_task(lm, task, recipe.seed)
+
+
+def prefer(
+    recipe: Prefer,
+    examples: Sequence[Preference] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Run a recipe, on the given preferences or on those of `data.path`; the model is RUN/model.
+
+    Returns the figures that it also writes to RUN/result.json. Raises DougongError for whatever is wrong with recipe,
+    model or data, before training; `Stopped` when interrupted.
+    """
+    ranks = Ranks.join()
+    if examples is None and not recipe.data.path:
+        raise DougongError("data.path is empty; name the files of preferences to learn from")
+    if ranks.first:
+        open_run(recipe, resume)
+    ranks.wait()
+    result = recipe.run / "result.json"
+    if resume and result.is_file():
+        return read_json(result)
+    if examples is None:
+        examples = list(read_preferences(recipe.data.path))
+    lm = start_model(recipe)
+    assert lm.tokenizer is not None
+    learn, check = split(examples, recipe.data.held_out)
+    if not learn:
+        raise DougongError(f"no example is left to learn from ({len(examples)} read); lower data.held_out")
+    prepared = prepare(recipe, lm.tokenizer, learn)
+    if not prepared.rows.count:
+        raise DougongError(
+            f"none of the {len(learn)} examples has its answers within rows of {recipe.length} tokens; raise length"
+        )
+    low = choose_precision(recipe.training.precision, recipe.run, ranks) == "bfloat16"
+    reference = None
+    if recipe.method in WITH_REFERENCE and recipe.reference == "copy":
+        reference = frozen_copy(lm.model)
+    preparers = [Preparer(recipe, lm.model, reference, prepared, low)]
+    if check and ranks.first:
+        unseen = prepare(recipe, lm.tokenizer, check)
+        if unseen.rows.count:  # all may be too long
+            preparers.append(Preparer(recipe, lm.model, reference, unseen, low))
+    if recipe.method in WITH_REFERENCE and recipe.reference == "once":
+        for each, name in zip(preparers, ("reference", "held_out"), strict=False):
+            own = ranks if name == "reference" else Ranks()
+            place = recipe.run / "reference" / f"{name}.json"
+            place.parent.mkdir(exist_ok=True)
+            rows = each.prepared.rows
+            each.use(kept_logprobs(place, rows.identity, lm.model, each.segments(), recipe.length, own, low))
+    loss_of = objective(recipe.method, recipe.loss)
+    training = recipe.training
+    if recipe.epochs:
+        training = replace(training, steps=max(1, math.ceil(recipe.epochs * prepared.rows.count / recipe.batch)))
+
+    def stream(state: LoaderState | None, ranks: Ranks) -> Iterator[tuple[Batch, LoaderState]]:
+        rows = iterate(prepared.rows, recipe.batch, seed=recipe.seed, state=state, rank=ranks.rank, world=ranks.world)
+        for batch, after in rows:
+            yield preparers[0](batch, ranks), after
+
+    def evaluate(model: Model) -> Mapping[str, float]:
+        return held_out_metrics(model, preparers[1], loss_of, recipe.batch) if len(preparers) > 1 else {}
+
+    before = evaluate(lm.model)
+    torch.manual_seed(recipe.seed)  # of dropout; a resumed run goes on with the state it stopped in
+    train(
+        lm.model, stream, training, recipe.run, objective=loss_of, evaluate=evaluate, resume=resume,
+        label="prefer", quiet=quiet, blind=math.inf,
+    )  # fmt: skip
+    lm.model.eval()
+    after = evaluate(lm.model)
+    figures: dict[str, float] = {
+        "examples": len(prepared.rows.units),
+        "rows": prepared.rows.count,
+        "filled": prepared.rows.filled,
+        "truncated": prepared.truncated,
+        "dropped": prepared.dropped,
+        "equal_sides": prepared.equal,
+        "steps": training.steps,
+        **{f"{name}_before": value for name, value in before.items()},
+        **after,
+    }
+    if ranks.first:
+        save(lm, recipe.run / "model")
+        write_json(result, figures)
+    ranks.wait()
+    return figures

@@ -1,0 +1,279 @@
+"""Reinforcement learning as a job: on the one trainer, whose batches are rollouts of the one engine.
+
+A rollout is made when its first update is due, with the weights as they are then, and kept in RUN/rollouts until no
+checkpoint needs it any more. So a stopped run goes on in the middle of a rollout, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dougong.align.heads import frozen_copy, with_task
+from dougong.align.logprobs import logprobs, with_routing
+from dougong.align.policy import policy_objective, value_loss
+from dougong.align.rewards.choose import Scoring
+from dougong.align.rewards.sample import Reward, Task
+from dougong.align.rl_recipe import Rl
+from dougong.align.rollout import (
+    Answered,
+    Experience,
+    answer,
+    answer_groups,
+    experience,
+    figure_names,
+    prompts_of,
+    sample_of,
+    state_values,
+)
+from dougong.align.tasks import read_tasks
+from dougong.base import DougongError, atomic_file, read_json, write_json
+from dougong.data import Conversation
+from dougong.data.batch import IGNORED, Batch
+from dougong.data.documents import hash_fraction
+from dougong.data.loader import LoaderState, permutation
+from dougong.hub import LanguageModel, load, save
+from dougong.model import Model
+from dougong.parts.heads import value as value_head
+from dougong.train.checkpoint import latest, read_facts
+from dougong.train.loop import Objective, train
+from dougong.train.objectives import Loss
+from dougong.train.optimizers import Optimizer
+from dougong.train.precision import choose_precision
+from dougong.train.ranks import Ranks
+from dougong.train.recipe import ChatData, Sft, open_run
+from dougong.train.schedule import Schedule
+from dougong.train.sft import load_for_chat, sft
+
+
+def split_tasks(tasks: Sequence[Task], held_out: float) -> tuple[list[Task], list[Task]]:
+    """(training, held-out) by a hash of what is asked."""
+    found: tuple[list[Task], list[Task]] = ([], [])
+    for each in tasks:
+        found[hash_fraction("".join(str(message["content"]) for message in each.messages)) < held_out].append(each)
+    return found
+
+
+def minibatch(batch: Batch, recipe: Rl, number: int, update: int) -> Batch:
+    """The rows of one update of rollout `number`: every epoch cuts all rows in an order of its own."""
+    epoch, part = divmod(update, recipe.rollout.minibatches)
+    if recipe.rollout.minibatches == 1:
+        return batch
+    order = permutation(len(batch.tokens), recipe.seed, number, epoch, 4)
+    rows = len(order)
+    begin, end = (rows * at // recipe.rollout.minibatches for at in (part, part + 1))
+    return batch.take(torch.from_numpy(order[begin:end].copy()))
+
+
+def objective(recipe: Rl, value: Model | None, names: Sequence[str]) -> Objective:
+    """The loss of one update; it reads a batch's `further` as `experience` fills it. `names`: of its figures."""
+    rules, how, loss = recipe.rules, recipe.rollout, recipe.loss
+    high = rules.high if loss.clip_high is None else loss.clip_high
+
+    def compute(model: Model, batch: Batch) -> Loss:
+        mask = batch.targets != IGNORED
+        policy, entropy, output = logprobs(model, batch, how.temperature, entropy=True)
+        further = batch.further
+        # Of a rollout with one update the policy is still the one that answered.
+        old = further["old"] if how.updates > 1 else policy.detach()
+        added = None
+        if value is not None:
+            values = state_values(value, batch).float()
+            added = loss.value_weight * value_loss(values, further["values"], further["returns"], loss.value_clip)
+        found = policy_objective(
+            policy, old, further["advantages"], mask, rules.how, loss.clip, high, further.get("reference"),
+            float(further["coefficient"][0]), added, how.max_tokens,
+        )  # fmt: skip
+        share = found.weight / mask.sum().clamp(min=1)
+        metrics = {name: stat * found.weight for name, stat in zip(names, further["stats"][0], strict=True)}
+        metrics["entropy"] = torch.where(mask, entropy, 0.0).sum() * share
+        if added is not None:
+            metrics["value_loss"] = torch.where(mask, added.detach(), 0.0).sum() * share / max(loss.value_weight, 1e-8)
+        return with_routing(replace(found, metrics={**found.metrics, **metrics}), output)
+
+    return compute
+
+
+class Rollouts:
+    """RUN/rollouts: what rollouts left for updates to come, and a few of their answers for people to read."""
+
+    def __init__(self, run: Path, recipe: Rl):
+        self.folder, self.run, self.recipe = run / "rollouts", run, recipe
+        self.folder.mkdir(exist_ok=True)
+        self.answers = run / "answers.jsonl"  # a line each rollout
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.pt"
+
+    def keep(self, number: int, made: Experience, answered: Answered) -> None:
+        """Keep a rollout; forget those that no checkpoint would go on from."""
+        fields = {name: getattr(made.batch, name) for name in ("tokens", "targets", "positions", "filled")}
+        with atomic_file(self._path(number), "wb") as stream:
+            torch.save(
+                {**fields, "further": dict(made.batch.further), "cursor": made.cursor, "coefficient": made.coefficient,
+                 "stats": dict(made.stats)}, stream,
+            )  # fmt: skip
+        found = latest(self.run / "checkpoints")
+        needed = read_facts(found)["step"] // self.recipe.rollout.updates - 1 if found else 0
+        for path in self.folder.glob("*.pt"):
+            if int(path.stem) < min(needed, number - 1):
+                path.unlink()
+        self._show(number, answered)
+
+    def read(self, number: int) -> Experience:
+        """A kept rollout. Raises DougongError when it is not there."""
+        if not self._path(number).is_file():
+            raise DougongError(f"{self._path(number)} is missing, from which the run would go on; start it anew")
+        data: dict[str, Any] = torch.load(self._path(number), weights_only=True)
+        batch = Batch(data["tokens"], data["targets"], data["positions"], None, data["filled"], data["further"])
+        return Experience(batch, data["cursor"], data["coefficient"], data["stats"])
+
+    def _show(self, number: int, answered: Answered) -> None:
+        """One group's answers with their rewards, for people to read."""
+        rewards = answered.rewards[0].tolist()
+        record = {
+            "rollout": number,
+            "asked": [message["content"] for message in answered.samples[0].task.messages],
+            "right": answered.samples[0].task.answer,
+            "answers": [[reward, sample.text] for reward, sample in zip(rewards, answered.samples, strict=False)],
+        }
+        with self.answers.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def begin(self, number: int) -> None:
+        """Forget the answers of rollout `number` and later ones, which are about to be made (again); a last line that a
+        crash cut off goes with them."""
+        lines = self.answers.read_text(encoding="utf-8").splitlines(keepends=True) if self.answers.is_file() else []
+        with atomic_file(self.answers) as stream:
+            stream.writelines(lines[:number])
+
+
+def warm_up(recipe: Rl, tasks: Sequence[Task], resume: bool, quiet: bool) -> Path:
+    """ReFT's first stage: imitate the tasks' solutions in RUN/warmup; returns the model's folder."""
+    shown = [
+        Conversation((*task.messages, {"role": "assistant", "content": task.solution}), source=task.source)
+        for task in tasks
+        if task.solution
+    ]
+    if not shown:
+        raise DougongError("no task has a solution to imitate; set warmup to 0, or add solutions")
+    run = recipe.run / "warmup"
+    context = load_for_chat(recipe.model).spec.context
+    training = replace(
+        recipe.training, steps=recipe.warmup, schedule=Schedule("constant", warmup=0), evaluate=0,
+        optimizer=Optimizer(rate=recipe.training.optimizer.rate * 10, weight_decay=0.0),
+    )  # fmt: skip
+    stage = Sft(
+        recipe.model, run, ChatData(held_out=0.0), training=training, batch=recipe.rollout.prompts, length=context,
+        seed=recipe.seed,
+    )  # fmt: skip
+    sft(stage, shown, resume=resume and (run / "recipe.yaml").is_file(), quiet=quiet)
+    return run / "model"
+
+
+def rl(
+    recipe: Rl,
+    tasks: Sequence[Task] | None = None,
+    reward: Reward | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Run a recipe, on the given tasks or on those of `data.path`; the policy is RUN/model.
+
+    reward: a function of samples in place of the recipe's `reward.kind`. Returns the figures that it also writes to
+    RUN/result.json. Raises DougongError for whatever is wrong with recipe, model or data, before training; `Stopped`
+    when interrupted.
+    """
+    if Ranks.join().world > 1:
+        raise DougongError("reinforcement learning runs in one process; start it without torchrun")
+    if tasks is None and not recipe.data.path:
+        raise DougongError("data.path is empty; name the files of tasks to learn from")
+    run = open_run(recipe, resume)
+    result = run / "result.json"
+    if resume and result.is_file():
+        return read_json(result)
+    if tasks is None:
+        tasks = list(read_tasks(recipe.data.path))
+    learn, check = split_tasks(tasks, recipe.data.held_out)
+    start = warm_up(recipe, learn, resume, quiet) if recipe.warmup else recipe.model
+    lm = load_for_chat(start)
+    assert lm.tokenizer is not None
+    prompts = prompts_of(lm, learn, recipe.rollout.max_tokens)
+    unseen = prompts_of(lm, check, recipe.rollout.max_tokens)[: recipe.data.checked]
+    if not prompts:
+        raise DougongError(
+            f"none of the {len(learn)} prompts leaves {recipe.rollout.max_tokens} tokens of the model's context "
+            f"({lm.spec.context}) for an answer; lower rollout.max_tokens"
+        )
+    scoring = Scoring(recipe.reward, recipe.rollout.max_tokens, reward)
+    low = choose_precision(recipe.training.precision, run, Ranks()) == "bfloat16"
+    wants_reference = recipe.coefficient > 0 or recipe.kl.limit > 0
+    reference = frozen_copy(lm.model) if wants_reference else None
+    value = _value_model(recipe, lm) if recipe.rules.advantages == "value" else None
+    kept = Rollouts(run, recipe)
+
+    def make(number: int, cursor: int, coefficient: float) -> Experience:
+        answered, after = answer_groups(lm, prompts, recipe, scoring, number, cursor)
+        made = experience(recipe, answered, lm, reference, value, number, after, coefficient, low)
+        kept.keep(number, made, answered)
+        return made
+
+    names = figure_names(reference is not None)
+    identity = f"{len(prompts)} tasks, {recipe.rollout}, seed {recipe.seed}"
+
+    def stream(state: LoaderState | None, ranks: Ranks) -> Iterator[tuple[Batch, LoaderState]]:
+        if state is not None and state.identity != identity:
+            raise DougongError(f"the run was begun with {state.identity}; it is now {identity}; restore it")
+        number, inside = divmod(state.taken if state else 0, recipe.rollout.updates)
+        cursor, coefficient = 0, recipe.coefficient
+        if number and not inside:
+            before = kept.read(number - 1)
+            cursor, coefficient = before.cursor, before.coefficient
+        kept.begin(number + (inside > 0))
+        while True:
+            made = kept.read(number) if inside else make(number, cursor, coefficient)
+            for update in range(inside, recipe.rollout.updates):
+                taken = number * recipe.rollout.updates + update + 1
+                yield minibatch(made.batch, recipe, number, update), LoaderState(taken, identity)
+            cursor, coefficient, inside, number = made.cursor, made.coefficient, 0, number + 1
+
+    def evaluate(model: Model) -> Mapping[str, float]:
+        if not unseen:
+            return {}
+        done = answer(lm, unseen, [0] * len(unseen), recipe, greedy=True)
+        scored = scoring([sample_of(prompt.task, each) for prompt, each in zip(unseen, done, strict=True)])
+        return {"held_out_reward": sum(scored.values) / len(scored.values)}
+
+    before = evaluate(lm.model)
+    torch.manual_seed(recipe.seed)  # of dropout; a resumed run goes on with the state it stopped in
+    train(
+        lm.model, stream, recipe.training, run, objective=objective(recipe, value, names), evaluate=evaluate,
+        resume=resume, label="rl", quiet=quiet, beside=value, blind=math.inf,
+    )  # fmt: skip
+    lm.model.eval()
+    after = evaluate(lm.model)
+    figures: dict[str, float] = {
+        "tasks": len(prompts),
+        "too_long": len(learn) - len(prompts),
+        "steps": recipe.training.steps,
+        **{f"{name}_before": number for name, number in before.items()},
+        **after,
+    }
+    save(lm, run / "model")
+    write_json(result, figures)
+    return figures
+
+
+def _value_model(recipe: Rl, lm: LanguageModel) -> Model:
+    """The model of PPO's value function: a copy of the policy, or what the recipe names, under a head of one number."""
+    start = lm if recipe.value is None else load(recipe.value)
+    if recipe.value is not None and start.spec.vocab != lm.spec.vocab:
+        raise DougongError(f"{recipe.value} has another vocabulary than the policy; name a model of the same family")
+    start.model.float()
+    return with_task(start, value_head(), recipe.seed).model

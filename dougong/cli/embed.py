@@ -1,0 +1,147 @@
+"""`dougong embed`: how near texts are to each other; training an embedder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from dougong.base import DougongError
+from dougong.cli import Command, dispatch
+from dougong.cli.options import Flag, existing, parse
+from dougong.cli.rag import EncoderPath
+
+if TYPE_CHECKING:
+    from dougong.rag.contrastive import Pair
+
+COMMANDS = {
+    "texts": Command("vectors of texts, or how alike the texts are", __name__, "texts"),
+    "train": Command("teach an encoder which passages answer which queries", __name__, "train"),
+}
+
+EXAMPLES = """\
+examples:
+  dougong embed texts "a stone bridge" "a bridge of stone" "taxes rose"
+  dougong embed train pairs.jsonl --out runs/embedder
+
+`dougong embed COMMAND --help` explains a command."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Print how alike texts are (cosine: 1 is the same direction), or their vectors.
+
+    examples:
+      dougong embed texts "a stone bridge" "a bridge of stone" "taxes rose"
+      dougong embed texts "a stone bridge" --json
+    """
+
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
+    """the texts"""
+    embedder: EncoderPath = None
+    """an encoder that makes the vectors"""
+    json: Flag = False
+    """print one JSON object a text, with its vector"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an encoder by contrast: a query's own passage must be nearer than those of the other queries in its batch.
+
+    Each row of the file has "query", "passage" and, where there are some, "negatives" (a list).
+
+    examples:
+      dougong embed train pairs.jsonl --out runs/embedder --steps 200
+      dougong embed train pairs.jsonl --dims 384 128 64
+    """
+
+    pairs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """rows of JSON"""
+    out: Path = Path("runs/embedder")
+    """the folder to write"""
+    embedder: EncoderPath = None
+    """the encoder to begin with"""
+    steps: int = 100
+    """updates"""
+    batch: int = 16
+    """pairs of an update"""
+    rate: float = 2e-5
+    """the highest learning rate"""
+    temperature: float = 0.05
+    """lower makes near negatives matter more"""
+    dims: tuple[int, ...] = ()
+    """prefixes of the vector that must work by themselves (Matryoshka); none: the whole vector alone"""
+    limit: int = 128
+    """tokens of a text, at most"""
+    seed: int = 0
+    """of the order of the pairs"""
+
+
+def run(args: list[str]) -> int:
+    return dispatch("dougong embed", "Texts as vectors.", COMMANDS, args, EXAMPLES)
+
+
+def texts(args: list[str]) -> int:
+    options = parse(Texts, args, "embed texts")
+    if not options.texts:
+        raise DougongError("there is no text; give one or more")
+    from dougong.rag.embedder import open_embedder
+
+    vectors = open_embedder(options.embedder).embed(options.texts)
+    if options.json:
+        for text, vector in zip(options.texts, vectors, strict=True):
+            print(json.dumps({"text": text, "vector": [round(float(each), 6) for each in vector]}, ensure_ascii=False))
+        return 0
+    for row, text in zip(vectors @ vectors.T, options.texts, strict=True):
+        print("  ".join(f"{float(score):5.2f}" for score in row), f"  {text}")
+    return 0
+
+
+def train(args: list[str]) -> int:
+    options = parse(Train, args, "embed train")
+    from dougong.rag.contrastive import Training, save_embedder, train_embedder
+    from dougong.rag.embedder import open_embedder
+    from dougong.train.monitor import Progress
+
+    pairs = read_pairs(existing(options.pairs))
+    lm = open_embedder(options.embedder).lm
+    settings = Training(
+        steps=options.steps,
+        batch=options.batch,
+        rate=options.rate,
+        temperature=options.temperature,
+        dims=options.dims,
+        limit=options.limit,
+        seed=options.seed,
+    )
+    with Progress("steps", options.steps) as bar:
+
+        def told(done: int, loss: float, right: float) -> None:
+            bar.update(done, f"loss {loss:.3f}, own passage first {right:.0%}")
+
+        train_embedder(lm, pairs, settings, told)
+    save_embedder(lm, options.out, max(256, options.limit))
+    print(f"{options.out}: trained on {len(pairs):,} pairs")
+    return 0
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs from JSON rows. Raises DougongError that names the row."""
+    from dougong.data.readers import json_records
+    from dougong.rag.contrastive import Pair
+
+    pairs = []
+    for number, row in json_records(path):
+        query, passage, negatives = (_field(row, key) for key in ("query", "passage", "negatives"))
+        right = isinstance(query, str) and isinstance(passage, str) and isinstance(negatives or [], list)
+        if not right or not all(isinstance(each, str) for each in negatives or []):
+            raise DougongError(f'{path}:{number} is {row!r:.80}; expected "query", "passage" and perhaps "negatives"')
+        pairs.append(Pair(query, passage, tuple(negatives or ())))
+    return pairs
+
+
+def _field(row: Any, key: str) -> Any:
+    return row.get(key) if isinstance(row, dict) else None

@@ -1,0 +1,28 @@
+"""`dougong prefer`: preferences to a model that prefers, or to one that scores."""
+
+from __future__ import annotations
+
+from dougong.align.prefer import prefer
+from dougong.align.recipe import SCORING, Prefer
+from dougong.cli.recipes import parse_recipe, run_job
+from dougong.train.ranks import Ranks
+from dougong.train.report import write_report
+
+CHARTS = (
+    ("accuracy", ("Right side preferred", "偏好正确的比例")),
+    ("margin", ("Margin between the sides", "两侧的差距")),
+    ("kl", ("Divergence from the reference (KTO)", "与参考模型的散度（KTO）")),
+)
+
+
+def run(args: list[str]) -> int:
+    recipe, resume = parse_recipe(Prefer, args, "prefer")
+    told = ""
+    if recipe.method in SCORING:
+        told = f"the model that scores is {recipe.run / 'model'}"
+        if recipe.method == "reward":
+            told += f"; go on with\n  dougong rl --reward.kind model --reward.model {recipe.run / 'model'}"
+    status = run_job(lambda: prefer(recipe, resume=resume), recipe.run, "prefer", told)
+    if status == 0 and Ranks.join().first:
+        write_report(recipe.run, ("Preference tuning", "偏好调优"), CHARTS)
+    return status

@@ -1,0 +1,24 @@
+"""`dougong rl`: reinforcement learning from rewards."""
+
+from __future__ import annotations
+
+from dougong.align.rl import rl
+from dougong.align.rl_recipe import Rl
+from dougong.cli.recipes import parse_recipe, run_job
+from dougong.train.report import write_report
+
+CHARTS = (
+    ("reward", ("Mean reward of a rollout", "每轮采样的平均奖励")),
+    ("answer_tokens", ("Tokens of an answer", "回答的词元数")),
+    ("kl_answer", ("Divergence from the reference, nats an answer", "与参考模型的散度（奈特/回答）")),
+    ("entropy", ("Entropy of the policy, nats a token", "策略的熵（奈特/词元）")),
+    ("equal_groups", ("Groups of equal rewards", "奖励全同的组")),
+)
+
+
+def run(args: list[str]) -> int:
+    recipe, resume = parse_recipe(Rl, args, "rl")
+    status = run_job(lambda: rl(recipe, resume=resume), recipe.run, "rl")
+    if status == 0:
+        write_report(recipe.run, ("Reinforcement learning", "强化学习"), CHARTS)
+    return status

@@ -1,0 +1,180 @@
+"""Training an embedder: a query's own passage must be nearer than the others (InfoNCE)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dougong.base import DougongError, write_json
+from dougong.hub import LanguageModel, save
+from dougong.parts.context import Context
+from dougong.parts.shapes import Bool, Float
+from dougong.rag.embedder import pooled
+from dougong.train.objectives import Loss
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query, the passage that answers it, and passages that look as if they did (hard negatives)."""
+
+    query: str
+    passage: str
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an embedder is trained. dims: prefixes of the vector that must work by themselves too (Matryoshka); limit:
+    tokens of a text."""
+
+    steps: int = 100
+    batch: int = 16
+    rate: float = 2e-5
+    warmup: float = 0.1
+    temperature: float = 0.05
+    dims: tuple[int, ...] = ()
+    limit: int = 128
+    seed: int = 0
+
+
+def info_nce(
+    queries: Float[Tensor, "B D"],
+    passages: Float[Tensor, "P D"],
+    temperature: float = 0.05,
+    same: Bool[Tensor, "B P"] | None = None,
+) -> Loss:
+    """InfoNCE (van den Oord et al. 2018) with the passages of the other queries, and any more after them, as negatives:
+
+        sum over i of -ln( exp(q_i . p_i / temperature) / sum over j of exp(q_i . p_j / temperature) )
+
+    Row i of `passages` answers query i; all rows are of length 1. same: passages that answer a query as well as its own
+    and must not count against it; they are left out of its sum.
+    """
+    scores = queries @ passages.T / temperature
+    own = torch.arange(len(queries), device=queries.device)
+    if same is not None:
+        others = same.clone()
+        others[own, own] = False
+        scores = scores.masked_fill(others, -torch.inf)
+    total = F.cross_entropy(scores, own, reduction="sum")
+    right = (scores.argmax(1) == own).sum()
+    weight = torch.tensor(float(len(queries)), device=queries.device)
+    return Loss(total, weight, {"accuracy": right.float().detach()})
+
+
+def matryoshka(
+    queries: Float[Tensor, "B D"],
+    passages: Float[Tensor, "P D"],
+    dims: Sequence[int],
+    temperature: float = 0.05,
+    same: Bool[Tensor, "B P"] | None = None,
+) -> Loss:
+    """The mean of `info_nce` over the first d dimensions, for each d of `dims` (Kusupati et al. 2022)."""
+    losses = [
+        info_nce(F.normalize(queries[:, :each], dim=-1), F.normalize(passages[:, :each], dim=-1), temperature, same)
+        for each in dims
+    ]
+    total = torch.stack([loss.sum for loss in losses]).mean()
+    return Loss(total, losses[0].weight, losses[-1].metrics)
+
+
+def train_embedder(
+    lm: LanguageModel,
+    pairs: Sequence[Pair],
+    settings: Training,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> None:
+    """Train `lm`'s weights in place, with mean pooling. progress: (steps done, loss a query, share of queries whose own
+    passage came first). The rate rises over the warm-up, then falls in a line to 0.
+
+    Raises DougongError for too few pairs, an unknown dimension, or a loss that is not finite (the weights are then of
+    no use).
+    """
+    width = lm.spec.width
+    wrong = [each for each in settings.dims if not 1 <= each <= width]
+    if len(pairs) < 2 or settings.batch < 2 or settings.steps < 1 or wrong:
+        raise DougongError(
+            f"{len(pairs)} pairs, batch {settings.batch}, {settings.steps} steps, dims {settings.dims}; expected at "
+            f"least 2 pairs, a batch of 2, a step, and dims from 1 to {width}"
+        )
+    if lm.tokenizer is None:
+        raise DougongError("the model has no tokenizer, so it cannot be trained on texts")
+    model = pooled(lm, "mean").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
+    warm = max(1, round(settings.warmup * settings.steps))
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm, max(0.0, (settings.steps - step) / max(1, settings.steps - warm)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    dims = settings.dims or (width,)
+
+    def vectors(texts: list[str]) -> Tensor:
+        assert lm.tokenizer is not None
+        rows = [_cut(row, settings.limit) for row in lm.tokenizer.encode_batch(texts, wrap=True)]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+        padding = torch.tensor([[place >= len(row) for place in range(longest)] for row in rows])
+        return model.run(tokens, Context.of(tokens, padding, causal=model.spec.causal)).embedding.float()
+
+    for step, batch in enumerate(_batches(pairs, settings)):
+        passages = [each.passage for each in batch] + [text for each in batch for text in each.negatives]
+        same = torch.tensor([[text == each.passage for text in passages] for each in batch])
+        loss = matryoshka(vectors([each.query for each in batch]), vectors(passages), dims, settings.temperature, same)
+        value = float(loss.sum.detach() / loss.weight)
+        if not torch.isfinite(loss.sum):
+            raise DougongError(f"the loss is {value} at step {step}; lower the rate ({settings.rate}) and begin anew")
+        optimizer.zero_grad()
+        (loss.sum / loss.weight).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, value, float(loss.metrics["accuracy"] / loss.weight))
+    model.eval()
+
+
+def _cut(row: list[int], limit: int) -> list[int]:
+    return row if len(row) <= limit else [*row[: limit - 1], row[-1]]
+
+
+def _batches(pairs: Sequence[Pair], settings: Training) -> Iterator[list[Pair]]:
+    """`steps` batches; every pair once before any comes again, in an order that the seed gives."""
+    drawn, order = random.Random(settings.seed), []
+    for _ in range(settings.steps):
+        while len(order) < settings.batch:
+            again = list(range(len(pairs)))
+            drawn.shuffle(again)
+            order += again
+        batch, order = order[: settings.batch], order[settings.batch :]
+        yield [pairs[place] for place in batch]
+
+
+def save_embedder(lm: LanguageModel, path: str | Path, limit: int = 256) -> None:
+    """The model in Hugging Face layout, with the two files by which sentence-transformers knows how it is pooled."""
+    save(lm, path)
+    width = lm.spec.width
+    write_json(
+        Path(path) / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+    )
+    write_json(Path(path) / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
+    names = ("Transformer", "Pooling", "Normalize")
+    write_json(
+        Path(path) / "modules.json",
+        [
+            {
+                "idx": place,
+                "name": str(place),
+                "path": "" if place == 0 else f"{place}_{name}",
+                "type": f"sentence_transformers.models.{name}",
+            }
+            for place, name in enumerate(names)
+        ],
+    )

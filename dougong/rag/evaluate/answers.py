@@ -1,0 +1,48 @@
+"""How good answers are: against the expected ones, and against the passages that they cite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from dougong.base import DougongError
+from dougong.chat import ChatModel
+from dougong.rag.answer import answer, faithfulness, verify
+from dougong.rag.evaluate.collections import Collection
+from dougong.rag.evaluate.measures import exact_match, f1
+from dougong.rag.evaluate.table import Result
+from dougong.rag.hit import Retriever
+
+SHORT = "Answer in as few words as the passage has for it."
+
+
+def evaluate_answers(
+    collection: Collection,
+    retriever: Retriever,
+    model: ChatModel,
+    k: int = 4,
+    judge: ChatModel | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Mapping[str, Result]:
+    """Exact match and F1 of a model's answers from k chunks, the share of their sentences that what they cite backs
+    (faithfulness, of the answers that have one to judge), and whether an expected answer stood in the chunks at all.
+
+    judge: decides what is backed; None: common words. Raises DougongError for a collection without answers.
+    """
+    if not collection.answers:
+        raise DougongError(f"the collection {collection.name} has no expected answers; cmrc has")
+    measures: dict[str, list[float]] = {"exact": [], "F1": [], "answer in chunks": [], "faithful": []}
+    for done, (query, text) in enumerate(collection.queries.items(), start=1):
+        expected = collection.answers[query]
+        chunks = [hit.chunk for hit in retriever.search(text, k)]
+        given = answer(f"{text}\n{SHORT}", chunks, model)
+        said = re.sub(r"\[[\d\s,，]+\]", "", given.text).strip()
+        measures["exact"].append(exact_match(said, expected))
+        measures["F1"].append(f1(said, expected))
+        measures["answer in chunks"].append(float(any(each in chunk.text for each in expected for chunk in chunks)))
+        backed = faithfulness(verify(given, judge))
+        if backed is not None:
+            measures["faithful"].append(backed)
+        if progress is not None:
+            progress(done)
+    return {name: Result.of(values) for name, values in measures.items() if values}

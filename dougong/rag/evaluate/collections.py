@@ -1,0 +1,117 @@
+"""Collections with judgements: Cranfield, CISI, CMRC-2018, read from their own files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dougong.base import DougongError, nearest, read_json
+from dougong.data import Document
+
+COLLECTIONS = ("cranfield", "cisi", "cmrc")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Documents, queries, and for each query the gain of every document that is relevant to it. Queries to which
+    nothing is relevant are left out. answers: what counts as an answer, where the collection has that."""
+
+    name: str
+    documents: Sequence[Document]
+    queries: Mapping[str, str]
+    gains: Mapping[str, Mapping[str, float]]
+    answers: Mapping[str, Sequence[str]]
+
+
+def read_collection(name: str, data: Path) -> Collection:
+    """A collection by name from the folder of real data. Raises DougongError for an unknown name or a missing file."""
+    readers = {"cranfield": _cranfield, "cisi": _cisi, "cmrc": _cmrc}
+    if name not in readers:
+        raise DougongError(f"unknown collection {name!r}{nearest(name, readers)}")
+    try:
+        return readers[name](data)
+    except OSError as error:
+        raise DougongError(
+            f"the collection {name} is not in {data}: {error}; set DOUGONG_DATA to where it is"
+        ) from None
+
+
+def _records(path: Path) -> list[dict[str, str]]:
+    """SMART's form: ".I number" begins a record, ".T", ".A", ".W" a field of it."""
+    found: list[dict[str, str]] = []
+    field = ""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        mark = re.match(r"\.([A-Z])(?:\s+(\d+))?\s*$", line)
+        if mark and mark[1] == "I":
+            found.append({"I": mark[2] or ""})
+            field = ""
+        elif mark:
+            field = mark[1]
+            found[-1].setdefault(field, "")
+        elif field:
+            found[-1][field] += line + "\n"
+    return found
+
+
+def _document(record: Mapping[str, str]) -> Document:
+    """Title and text; where the text repeats the title, as Cranfield's do, it is said once."""
+    title, text = " ".join(record.get("T", "").split()), record.get("W", "").strip()
+    if " ".join(text.split()).startswith(title):
+        return Document(text, record["I"])
+    return Document(f"{title}\n\n{text}", record["I"])
+
+
+def _kept(name: str, documents: list[Document], queries: dict[str, str], gains: dict[str, dict[str, float]]):
+    documents = [document for document in documents if document.text.strip()]
+    there = {document.source for document in documents}
+    gains = {query: {doc: gain for doc, gain in held.items() if doc in there} for query, held in gains.items()}
+    judged = {query: held for query, held in gains.items() if held and query in queries}
+    return Collection(name, documents, {query: queries[query] for query in judged}, judged, {})
+
+
+def _cranfield(data: Path) -> Collection:
+    """1,400 abstracts on aerodynamics and 225 questions. Judgements name a query by its place in the file; their codes
+    are 1 (a complete answer) to 4 (of minimum interest), so the gain is 5 - code; -1 (the source of the question) and
+    5 (of no interest) count as 0."""
+    folder = data / "retrieval" / "cranfield"
+    documents = [_document(record) for record in _records(folder / "cran.all.1400")]
+    texts = [" ".join(record.get("W", "").split()) for record in _records(folder / "cran.qry")]
+    queries = {str(place): text for place, text in enumerate(texts, start=1)}
+    gains: dict[str, dict[str, float]] = {}
+    for line in (folder / "cranqrel").read_text().splitlines():
+        query, doc, code = line.split()[:3]
+        if 1 <= int(code) <= 4:
+            gains.setdefault(query, {})[doc] = 5.0 - int(code)
+    return _kept("cranfield", documents, queries, gains)
+
+
+def _cisi(data: Path) -> Collection:
+    """1,460 abstracts on information science; 76 of 112 questions have judgements, relevant or not."""
+    folder = data / "retrieval" / "cisi"
+    documents = [_document(record) for record in _records(folder / "CISI.ALL")]
+    queries = {record["I"]: " ".join(record.get("W", "").split()) for record in _records(folder / "CISI.QRY")}
+    gains: dict[str, dict[str, float]] = {}
+    for line in (folder / "CISI.REL").read_text().splitlines():
+        if line.strip():
+            query, doc = line.split()[:2]
+            gains.setdefault(query, {})[doc] = 1.0
+    return _kept("cisi", documents, queries, gains)
+
+
+def _cmrc(data: Path) -> Collection:
+    """Chinese: the passages of CMRC-2018's development and trial sets; to each question its own passage is relevant."""
+    documents, queries, answers = [], {}, {}
+    gains: dict[str, dict[str, float]] = {}
+    for name in ("cmrc2018_dev.json", "cmrc2018_trial.json"):
+        for article in read_json(data / "eval" / "cmrc2018" / "squad-style-data" / name)["data"]:
+            for paragraph in article["paragraphs"]:
+                source = str(paragraph["id"])
+                documents.append(Document(paragraph["context"], source))
+                for asked in paragraph["qas"]:
+                    queries[asked["id"]] = asked["question"]
+                    gains[asked["id"]] = {source: 1.0}
+                    answers[asked["id"]] = list(dict.fromkeys(each["text"] for each in asked["answers"]))
+    kept = _kept("cmrc", documents, queries, gains)
+    return Collection("cmrc", kept.documents, kept.queries, kept.gains, answers)

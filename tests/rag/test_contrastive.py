@@ -1,0 +1,127 @@
+"""InfoNCE by its formula; training that raises recall; what is saved opens again with the same vectors."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import torch.nn.functional as F
+
+from dougong.base import DougongError
+from dougong.hub import LanguageModel
+from dougong.hub.families import family_named
+from dougong.model import Model
+from dougong.model.init import initialise
+from dougong.rag.contrastive import Pair, Training, info_nce, matryoshka, save_embedder, train_embedder
+from dougong.rag.embedder import ModelEmbedder, open_embedder
+from dougong.tokenizer import Tokenizer
+
+WORDS = [f"w{number}" for number in range(40)]
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    core = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
+    model = initialise(Model(family_named("bert", "here").from_config(config)))
+    return LanguageModel(model, Tokenizer(core), "bert", config)
+
+
+def drawn(rows: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_info_nce_is_its_formula() -> None:
+    queries, passages = drawn(3, 0), drawn(5, 1)
+    loss = info_nce(queries, passages, 0.1)
+    expected = 0.0
+    for place in range(3):
+        scores = [math.exp(float(queries[place] @ each) / 0.1) for each in passages]
+        expected -= math.log(scores[place] / sum(scores))
+    assert float(loss.sum) == pytest.approx(expected, rel=1e-4) and float(loss.weight) == 3
+    same = torch.zeros(3, 5, dtype=torch.bool)
+    same[0, 0] = same[0, 4] = True  # passage 4 is passage 0 again: it does not count against query 0
+    scores = [math.exp(float(queries[0] @ each) / 0.1) for each in passages[:4]]
+    first = info_nce(queries, passages, 0.1, same).sum - loss.sum
+    before = -math.log(scores[0] / (sum(scores) + math.exp(float(queries[0] @ passages[4]) / 0.1)))
+    assert float(first) == pytest.approx(-math.log(scores[0] / sum(scores)) - before, abs=1e-4)
+
+
+def test_matryoshka_is_the_mean_over_prefixes() -> None:
+    queries, passages = drawn(3, 0), drawn(3, 1)
+    whole = matryoshka(queries, passages, (8,)).sum
+    assert float(whole) == pytest.approx(float(info_nce(queries, passages).sum), rel=1e-4)
+    part = info_nce(F.normalize(queries[:, :4], dim=-1), F.normalize(passages[:, :4], dim=-1)).sum
+    assert float(matryoshka(queries, passages, (8, 4)).sum) == pytest.approx(float((whole + part) / 2), rel=1e-4)
+
+
+def translated(count: int, seed: int) -> list[Pair]:
+    """Word number n of a query means word n + 20 of its passage: only training can tell."""
+    generator = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        numbers = generator.choice(20, 4, replace=False)
+        query, passage = (" ".join(WORDS[each + shift] for each in numbers) for shift in (0, 20))
+        pairs.append(Pair(query, passage, (" ".join(WORDS[each + 20] for each in generator.choice(20, 4)),)))
+    return pairs
+
+
+def recall(lm: LanguageModel, pairs: list[Pair], width: int | None = None) -> float:
+    embedder = ModelEmbedder(lm, "tiny", width=width)
+    queries, passages = embedder.embed([p.query for p in pairs]), embedder.embed([p.passage for p in pairs])
+    return float(np.mean((queries @ passages.T).argmax(1) == np.arange(len(pairs))))
+
+
+def test_training_raises_recall_on_pairs_it_has_not_seen(lm: LanguageModel, tmp_path: Path) -> None:
+    held_out = translated(60, 1)
+    before = recall(lm, held_out)
+    train_embedder(lm, translated(400, 0), Training(steps=80, batch=32, rate=5e-3, dims=(32, 8)))
+    assert before < 0.2 and recall(lm, held_out) > 0.8
+    assert recall(lm, held_out, width=8) > 0.6
+    save_embedder(lm, tmp_path / "saved")
+    again = open_embedder(str(tmp_path / "saved"))
+    texts = [each.query for each in held_out]
+    assert np.allclose(again.embed(texts), ModelEmbedder(lm, "tiny").embed(texts), atol=1e-5)
+
+
+def test_what_cannot_be_trained(lm: LanguageModel) -> None:
+    for pairs, settings in ((1, Training()), (4, Training(dims=(99,))), (4, Training(batch=1)), (4, Training(steps=0))):
+        with pytest.raises(DougongError, match="expected at least 2 pairs"):
+            train_embedder(lm, translated(pairs, 0), settings)
+
+
+def test_rows_of_pairs(tmp_path: Path) -> None:
+    from dougong.cli.embed import read_pairs
+
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        json.dumps({"query": "a", "passage": "b", "negatives": ["c"]}) + '\n{"query": "a", "passage": "b"}\n'
+    )
+    assert read_pairs(path) == [Pair("a", "b", ("c",)), Pair("a", "b")]
+    path.write_text('{"query": "a"}\n')
+    with pytest.raises(DougongError, match=r"pairs\.jsonl:1 is"):
+        read_pairs(path)

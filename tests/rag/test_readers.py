@@ -1,0 +1,129 @@
+"""Files of every kind become documents; what cannot be read says so."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from dougong.base import DougongError
+from dougong.rag.chunkers import Structure
+from dougong.rag.readers import find_files, read_file
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_spans_are_bytes_of_the_file(encoding: str, end: str) -> None:
+    words = f"第一段讲的是桥梁的历史。木头和石头都可以造桥。{end}{end}第二段讲的是屋顶，斗拱承重。{end}"
+    data = words.encode(encoding)
+    (document,) = read_file("a.txt", data)
+    chunks = Structure(limit=12).chunk(document)
+    assert len(chunks) > 2
+    mark = len("".encode(encoding))
+    for chunk in chunks:
+        start, end_ = chunk.meta["bytes"]
+        assert data[start:end_] == chunk.text.encode(encoding)[mark:]
+
+
+def test_rows_of_json() -> None:
+    rows = [{"title": "Bridge", "text": "Stone.", "year": 1900, "bytes": "mine"}, "plain", {"a": "x", "b": 2}]
+    lines = "\n".join(json.dumps(row) for row in rows).encode()
+    documents = read_file("r.jsonl", lines)
+    assert [(d.source, d.text) for d in documents] == [
+        ("r.jsonl:1", "Bridge\n\nStone."),
+        ("r.jsonl:2", "plain"),
+        ("r.jsonl:3", "a: x\nb: 2"),
+    ]
+    assert documents[0].meta["year"] == 1900 and "bytes" not in documents[0].meta
+    assert [d.text for d in read_file("r.json", json.dumps(rows).encode())] == [d.text for d in documents]
+    with pytest.raises(DougongError, match="line 2 is not JSON"):
+        read_file("r.jsonl", b'{"text": "a"}\n{"text"')
+
+
+def test_a_page_becomes_markdown_without_its_script() -> None:
+    pytest.importorskip("trafilatura")
+    page = (
+        "<html><head><title>T</title><script>var secret=1</script></head><body><h1>Bridges</h1>"
+        "<p>A bridge of stone crosses the river near the old mill.</p><table><tr><th>a</th><th>b</th></tr>"
+        "<tr><td>1</td><td>2</td></tr></table></body></html>"
+    )
+    (document,) = read_file("a.html", page.encode())
+    assert "# Bridges" in document.text and "crosses the river" in document.text
+    assert "secret" not in document.text and "|" in document.text
+    assert document.meta["extracted"]
+
+
+def pdf(lines: list[tuple[int, str]]) -> bytes:
+    """A page with one line of text for each (size in points, words)."""
+    drawn, height = "", 780
+    for size, words in lines:
+        drawn += f"BT /F1 {size} Tf 50 {height} Td ({words}) Tj ET\n"
+        height -= 30
+    parts = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R "
+        "/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
+        f"<< /Length {len(drawn)} >>\nstream\n{drawn}endstream",
+    ]
+    out, places = "%PDF-1.4\n", []
+    for number, part in enumerate(parts, start=1):
+        places.append(len(out))
+        out += f"{number} 0 obj\n{part}\nendobj\n"
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    begin = len(out)
+    out += f"xref\n0 {len(parts) + 1}\n0000000000 65535 f \n{table}"
+    return (out + f"trailer << /Size {len(parts) + 1} /Root 1 0 R >>\nstartxref\n{begin}\n%%EOF").encode("latin-1")
+
+
+def test_a_pdf_has_pages_and_headings() -> None:
+    pytest.importorskip("pypdf")
+    body = [(10, "Bridges were built of wood and later of stone."), (10, "The arch carries the load to the banks.")]
+    (document,) = read_file("a.pdf", pdf([(20, "A History"), *body, (14, "Arches"), *body]))
+    assert "# A History\n" in document.text and "## Arches\n" in document.text
+    assert document.meta["pages"] == [0]
+    chunks = Structure(limit=30).chunk(document)
+    assert [chunk.meta["heading"] for chunk in chunks] == ["A History", "A History > Arches"]
+    assert {chunk.meta["page"] for chunk in chunks} == {1}
+
+
+def test_a_word_document() -> None:
+    docx = pytest.importorskip("docx")
+    made = docx.Document()
+    made.add_heading("Guide", 1)
+    made.add_paragraph("Some words.")
+    table = made.add_table(2, 2)
+    for cell, words in zip((cell for row in table.rows for cell in row.cells), "abcd", strict=True):
+        cell.text = words
+    made.add_paragraph("After it.")
+    data = io.BytesIO()
+    made.save(data)
+    (document,) = read_file("a.docx", data.getvalue())
+    assert document.text == "# Guide\n\nSome words.\n\n| a | b |\n|---|---|\n| c | d |\n\nAfter it.\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.json", "a.jsonl", "a.html", "a.pdf", "a.docx"])
+@pytest.mark.parametrize("data", [b"", b"\x00\x01\xff\xfe\x93" * 40, b"%PDF-1.4\ngarbage", b"PK\x03\x04broken"])
+def test_garbage_is_an_error_that_names_the_file(name: str, data: bytes) -> None:
+    for package in {"a.html": ["trafilatura"], "a.pdf": ["pypdf"], "a.docx": ["docx"]}.get(name, []):
+        pytest.importorskip(package)
+    try:
+        documents = read_file(name, data)
+    except DougongError as error:
+        assert name in str(error)
+    else:
+        assert all(document.text.strip() for document in documents)
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.md", "a/c.txt", ".hidden/d.txt", "a/.e.md", "picture.png"):
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("words")
+    (tmp_path / "outside.txt").write_text("secret")
+    (tmp_path / "docs" / "link.txt").symlink_to(tmp_path / "outside.txt")
+    assert [name for name, _ in find_files(tmp_path / "docs")] == ["a/c.txt", "b.md"]
+    with pytest.raises(DougongError, match="does not exist"):
+        list(find_files(tmp_path / "absent"))

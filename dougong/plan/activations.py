@@ -31,6 +31,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dougong.model.spec import FeedForward, LayerSpec, Mixer, ModelSpec
 from dougong.parts import attend as kernels
@@ -38,6 +39,7 @@ from dougong.parts.attention import Attention
 from dougong.parts.context import Context
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import MLP, GatedMLP
+from dougong.parts.linear import Linear
 from dougong.parts.norm import Norm
 
 FLOAT = 4  # bytes of a float32
@@ -99,11 +101,19 @@ def asked(part: Mixer | FeedForward, width: int, step: Step) -> float:
         half, whole = (asked(part, width, replace(step, tokens=tokens)) for tokens in (512, 1024))
         return whole + (whole - half) * (step.tokens - 1024) / 512
     tokens = step.tokens
-    kind = torch.bfloat16 if step.low else torch.float32
-    with torch.device("meta"):
-        module: nn.Module = part.build(width).to(kind)
+    # As the trainer runs it: weights in float32, products in bfloat16 where `low`.
+    # Within the mode the module and its input are made and no more: what parts remember of a pass, such as a table of
+    # angles, has memory.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module = part.build(width)
+        kind = torch.bfloat16 if step.low else torch.float32  # a norm gives what products take
         x = torch.zeros(1, tokens, width, dtype=kind, requires_grad=True) * 1
-        positions = torch.arange(tokens)[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=step.low):
+        return _saved(module, x, Context(torch.arange(tokens)[None])) / tokens
+
+
+def _saved(module: nn.Module, x: Tensor, ctx: Context) -> int:
+    """Bytes that a forward pass leaves for the backward pass, but for the input and the weights."""
     own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     own.add(x.untyped_storage()._cdata)
     saved: dict[int, torch.UntypedStorage] = {}
@@ -115,8 +125,11 @@ def asked(part: Mixer | FeedForward, width: int, step: Step) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        module(x, Context(positions))
-    return sum(storage.nbytes() for storage in saved.values()) / tokens
+        module(x, ctx)
+    total = sum(storage.nbytes() for storage in saved.values())
+    if torch.is_autocast_enabled("cpu"):  # its copies of weights are counted with the weights
+        total -= 2 * sum(each.weight.numel() for each in module.modules() if isinstance(each, Linear))
+    return total
 
 
 def experts_bytes(ffn: MoE, width: int, step: Step) -> float:

@@ -20,6 +20,8 @@ PY := $(VENV)/bin/python
 # will do here: a version, a wheel, options that name an index.
 TORCH ?= torch==2.13.0
 ARGS ?=
+# Two at a time: on two cores that halves the wait.
+PARALLEL ?= -n 2 --dist loadfile
 
 # Real data for the tests and benchmarks that compare with it; they skip without it.
 ifneq ($(wildcard ../shared/data/.),)
@@ -53,7 +55,7 @@ lint: $(DEV)
 	$(VENV)/bin/lint-imports
 
 test: lint
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: lint
 	$(PY) -m pytest $(ARGS)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dougong.parts.shapes import Float
 
-# Below this many multiply-adds the extra dispatch costs more than the kernel gains; but from this many weights on, which
-# are more than a cache near a core holds, oneDNN reads them twice as fast for any number of rows.
+# Below this many multiply-adds the extra dispatch costs more than the kernel gains; but from this many weights on, more
+# than a cache near a core holds, oneDNN reads them twice as fast for any number of rows.
 _WORTH = 1 << 22
 _LARGE = 1 << 19
 

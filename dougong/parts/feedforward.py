@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dougong.parts import native
 from dougong.parts.context import Context
 from dougong.parts.fused import together
 from dougong.parts.linear import Linear
@@ -26,6 +27,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),
     "tanh": torch.tanh,
 }
+
+
+def activated(name: str, gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"] | None = None) -> Float[Tensor, "*N F"]:
+    """f(gate), times up where there is one; without a gradient in one pass where our own kernels serve."""
+    if not torch.is_grad_enabled() and (ours := native.serving(gate)) is not None and ours.can_activate(name, gate, up):
+        return ours.activate(name, gate, up)
+    y = ACTIVATIONS[name](gate)
+    return y if up is None else y * up
 
 
 def dropped(x: Float[Tensor, "*N"], share: float, training: bool) -> Float[Tensor, "*N"]:
@@ -60,7 +69,7 @@ class MLP:
 class MLPLayer(nn.Module):
     def __init__(self, spec: MLP, width: int):
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = spec.activation
         self.dropout = spec.dropout
         self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.down = Linear(spec.hidden, width, spec.bias, axes=("ffn", "embed"))
@@ -68,7 +77,7 @@ class MLPLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
-        return self.down(dropped(self.activation(self.up(x)), self.dropout, self.training))
+        return self.down(dropped(activated(self.activation, self.up(x)), self.dropout, self.training))
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class GatedMLP:
 class GatedMLPLayer(nn.Module):
     def __init__(self, spec: GatedMLP, width: int):
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = spec.activation
         self.dropout = spec.dropout
         self.gate = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
@@ -112,4 +121,4 @@ class GatedMLPLayer(nn.Module):
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         gate, up = together(x, self.gate, self.up)
-        return self.down(dropped(self.activation(gate) * up, self.dropout, self.training))
+        return self.down(dropped(activated(self.activation, gate, up), self.dropout, self.training))

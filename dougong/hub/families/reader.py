@@ -128,6 +128,18 @@ class Reader:
     def wrong(self, key: str, value: object, expected: str) -> DougongError:
         return DougongError(f"config.json of {self.family}: {self._where}{key} is {value!r}; expected {expected}")
 
+    def respell(self, old: str, new: str) -> None:
+        """Take the old name of a key for the new one, where that is not there."""
+        if old != new:
+            config = dict(self._config)
+            value = config.pop(old, None)
+            self._config = config if value is None or new in self else {**config, new: value}
+
+    def fill(self, key: str, value: Any) -> None:
+        """What it means that the key is not there, or null."""
+        if key not in self:
+            self._config = {**self._config, key: value}
+
     def refuse_rest(self) -> None:
         """Raise DougongError at a key that nobody asked for, unless it is harmless or asks for nothing itself."""
         for key, value in self._config.items():

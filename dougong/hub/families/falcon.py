@@ -2,9 +2,9 @@
 
 Semantics: transformers' modeling_falcon. q, k and v lie together, a group of heads a key head: all query heads with one
 key head in the first architecture (`multi_query`), any number with each in the new one. `attention_dropout` acts on
-the weights with ALiBi only, and on the output of attention where the feed-forward comes after it. Where
-transformers strays from the model with ALiBi (Falcon-RW) it is not followed: its slopes and their products with
-positions are rounded to bfloat16, and its "eager" attention adds ALiBi twice, its usual one once.
+the weights with ALiBi only, and on the output of attention where the feed-forward comes after it. ALiBi (Falcon-RW)
+is rounded to bfloat16, as in the code published with the model. transformers' usual attention adds it once, and so does
+this; its "eager" one adds it twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TURNS = turns()
 def _ask_position(config: Reader, given: Given) -> None:
     mixer = given["mixer"]
     if config.flag("alibi", False):  # scores are scaled after ALiBi has been added, so it is scaled with them
-        mixer["position"] = Alibi(factor=mixer["head_size"] ** -0.5)
+        mixer["position"] = Alibi(factor=mixer["head_size"] ** -0.5, rounded=True)
         config.pass_over("rope_parameters rope_theta rope_scaling")
     else:
         TURNS.read(config, given)

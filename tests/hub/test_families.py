@@ -167,3 +167,22 @@ def test_a_spec_changed_after_loading_gets_a_new_config(tmp_path: Path) -> None:
     dougong.save(wider, tmp_path / "b")
     assert dougong.load(tmp_path / "b").spec == longer
     assert json.loads((tmp_path / "b/config.json").read_text())["initializer_range"] == 0.5
+
+
+SLIPS = [
+    ("gemma", "tie_word_embedding"),
+    ("glm4_moe", "norm_topk_probs"),
+    ("qwen2_moe", "qkv_bais"),
+    ("bloom", "tie_word_embeddings_"),
+]
+
+
+@pytest.mark.parametrize(("family", "slip"), SLIPS)
+def test_a_slip_of_the_pen_is_refused_even_where_it_switches_off(family: str, slip: str) -> None:
+    """An unknown key that is false is another program's, unless it is one of ours but for a letter or two."""
+    config = FAMILIES[family].to_config(FAMILIES[family].from_config(foreign.draw_config(family, 1)))
+    for near in ("tie_word_embeddings", "norm_topk_prob", "qkv_bias"):
+        config.pop(near, None)
+    FAMILIES[family].from_config({**config, "use_the_other_kernel": False, slip: None})
+    with pytest.raises(DougongError, match=f"{slip} = False.*did you mean"):
+        FAMILIES[family].from_config({**config, slip: False})

@@ -29,6 +29,11 @@ EXPERTS = (
 
 
 def _ask(config: Reader, given: Given) -> None:
+    """In this family alone transformers lets the sizes of heads that follow from others be given."""
+    nope, rope = given["mixer"]["nope_size"], given["mixer"]["rope_size"]
+    for key, size in (("head_dim", rope), ("qk_head_dim", nope + rope)):
+        if key in config and config.integer(key) != size:
+            raise config.wrong(key, config.raw(key), f"{size}, as qk_nope_head_dim and qk_rope_head_dim say")
     turning = config.flag("rope_interleave", True)
     given["mixer"]["position"] = replace(given["mixer"]["position"], interleaved=turning)
 

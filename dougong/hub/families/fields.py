@@ -181,6 +181,18 @@ def activation(name: str, place: str, usual: str, tanh: str = "gelu_pytorch_tanh
     return Key(name, place, read_activation, usual, tell=tell)
 
 
+def repeated(**keys: str) -> Keys:
+    """Keys that repeat the fields at these places: DougongError where one says something else."""
+
+    def ask(config: Reader, given: Given) -> None:
+        for key, place in keys.items():
+            part, field = place.split(".")
+            if key in config and config.integer(key) != given[part][field]:
+                raise config.wrong(key, config.raw(key), f"{given[part][field]}, as the other keys say")
+
+    return Keys(ask)
+
+
 def inside(name: str, *keys: Entry, said: Mapping[str, Any], silent: str = "") -> Keys:
     """Keys under another key, as in a `Table`."""
 

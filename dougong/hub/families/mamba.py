@@ -6,8 +6,8 @@ residual_in_fp32 changes rounding only.
 
 from __future__ import annotations
 
-from dougong.hub.families.fields import activation, flag, integer, usually
-from dougong.hub.families.ssm import MIXER, OUTSIDE, WITHOUT_EFFECT, backbone, expand, rank, repeated
+from dougong.hub.families.fields import activation, flag, integer, repeated, usually
+from dougong.hub.families.ssm import MIXER, OUTSIDE, WITHOUT_EFFECT, backbone, expand, rank
 from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dougong.hub.families.fields import Given, Key, Keys, activation, flag, integer, usually
+from dougong.hub.families.fields import Given, Key, Keys, activation, flag, integer, repeated, usually
 from dougong.hub.families.names import spelled
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.ssm import OUTSIDE, WITHOUT_EFFECT, backbone, expand, repeated
+from dougong.hub.families.ssm import OUTSIDE, WITHOUT_EFFECT, backbone, expand
 from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec

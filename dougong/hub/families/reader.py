@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from dougong.base import DougongError, nearest
@@ -143,8 +144,11 @@ class Reader:
     def refuse_rest(self) -> None:
         """Raise DougongError at a key that nobody asked for, unless it is harmless or asks for nothing itself."""
         for key, value in self._config.items():
-            # An unknown key that is null, false, 0 or empty is an option of another program, switched off.
-            if key in self._asked or key in HARMLESS or not value:
+            if key in self._asked or key in HARMLESS:
+                continue
+            # An unknown key that is null, false, 0 or empty is an option of another program, switched off; or one of
+            # ours with a slip of the pen.
+            if not value and (value is None or isinstance(value, (str, list, dict)) or not self._slip(key)):
                 continue
             if key == "quantization_config":
                 raise DougongError(
@@ -155,6 +159,10 @@ class Reader:
                 f"config.json of {self.family} has {self._where}{key} = {value!r}, which may change the computation "
                 f"and is not understood{nearest(key, self._asked)}"
             )
+
+    def _slip(self, key: str) -> bool:
+        """Whether the key is a known one but for a letter or two, and that one is not there."""
+        return bool(get_close_matches(key, [each for each in self._asked if each not in self], 1, cutoff=0.85))
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.raw(key)

@@ -51,18 +51,6 @@ def expand(name: str, mixer: str) -> Keys:
     return Keys(ask, tell)
 
 
-def repeated(**keys: str) -> Keys:
-    """Keys that repeat the fields at these places: DougongError where one says something else."""
-
-    def ask(config: Reader, given: Given) -> None:
-        for key, place in keys.items():
-            part, field = place.split(".")
-            if key in config and config.integer(key) != given[part][field]:
-                raise config.wrong(key, config.raw(key), f"{given[part][field]}, as the other keys say")
-
-    return Keys(ask)
-
-
 MIXER = spelled(
     {
         "in_proj": "up gate",

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dougong
 from dougong.base import DougongError
 from dougong.hub import LanguageModel
 from dougong.hub.families import FAMILIES, family_for, llama, mistral, qwen2, qwen3
+from dougong.hub.families.common import ACTIVATIONS
 from dougong.model import Model, ModelSpec, decoder_spec, initialise
+from dougong.parts import feedforward
 from dougong.parts.embedding import Embedding
 from dougong.parts.feedforward import MLP, GatedMLP
 from dougong.parts.norm import Norm
@@ -186,3 +189,11 @@ def test_a_slip_of_the_pen_is_refused_even_where_it_switches_off(family: str, sl
     FAMILIES[family].from_config({**config, "use_the_other_kernel": False, slip: None})
     with pytest.raises(DougongError, match=f"{slip} = False.*did you mean"):
         FAMILIES[family].from_config({**config, slip: False})
+
+
+def test_every_activation_is_that_of_transformers() -> None:
+    reference = pytest.importorskip("transformers.activations").ACT2FN
+    x = torch.linspace(-9, 9, 2001)
+    for name, own in ACTIVATIONS.items():
+        torch.testing.assert_close(feedforward.ACTIVATIONS[own](x), reference[name](x), rtol=1e-5, atol=2e-6)
+    assert set(ACTIVATIONS.values()) == set(feedforward.ACTIVATIONS)

@@ -11,28 +11,23 @@ from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.encoders import (
-    ALWAYS,
-    KINDS,
     MASKED,
     PRETRAINING,
-    SAID,
-    body,
     encoder_keys,
+    encoder_table,
     read_heads,
     write_heads,
     write_kind,
 )
 from dougong.hub.families.fields import integer
-from dougong.hub.families.table import Table
 from dougong.hub.families.tasks import BARE, SPAN
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.embedding import Transform
 
 FAMILY = "bert"
-NAME = "Bert"
 POSITION = integer("max_position_embeddings", "model.context embedding.position.size", 512)
-TABLE = Table(FAMILY, NAME, KINDS, body(POSITION), ALWAYS, SAID)
+TABLE = encoder_table(FAMILY, "Bert", POSITION)
 
 
 def _transform(body: ModelSpec) -> Transform:
@@ -40,11 +35,11 @@ def _transform(body: ModelSpec) -> Transform:
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    return read_heads(TABLE, NAME, config, _transform, first_dropout=False)
+    return read_heads(TABLE, config, _transform, first_dropout=False)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    return write_heads(TABLE, NAME, spec, from_config)
+    return write_heads(TABLE, spec, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:

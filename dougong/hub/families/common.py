@@ -14,6 +14,8 @@ from dougong.parts.feedforward import Activation
 
 T = TypeVar("T")
 
+# Those that are called the same everywhere.
+PLAIN: tuple[Activation, ...] = ("quick_gelu", "relu6", "leaky_relu", "hardswish", "mish", "sigmoid", "tanh")
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -27,6 +29,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_accurate": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    **{name: name for name in PLAIN},
 }
 
 
@@ -74,9 +77,3 @@ def exact(
     for path, wanted, got in compare_specs(spec, from_config(config)):
         raise DougongError(f"{family} cannot express {path} = {wanted!r}; it would be read as {got!r}")
     return config
-
-
-def check_width(family: str, spec: ModelSpec, heads: int) -> None:
-    """transformers refuses some configs whose heads do not divide the width, though heads have a size of their own."""
-    if spec.width % heads:
-        raise DougongError(f"{family} cannot express a width of {spec.width} that {heads} heads do not divide")

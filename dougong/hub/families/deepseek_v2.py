@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dougong.hub.families.common import check_width
 from dougong.hub.families.deepseek import ABSENT, KINDS, UNUSED, deepseek, deepseek_keys
 from dougong.hub.families.fields import Given, Keys, Parts, flag, integer
 from dougong.hub.families.reader import Reader
@@ -50,14 +49,9 @@ TABLE = Table(
     said={"scoring_func": "softmax", "moe_layer_freq": 1},
     silent=f"norm_topk_prob {UNUSED}",
     absent=ABSENT,
+    divides=True,
 )
-from_config = TABLE.from_config
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = TABLE.to_config(spec)
-    check_width(FAMILY, spec, config["num_attention_heads"])
-    return config
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

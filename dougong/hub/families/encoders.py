@@ -36,9 +36,9 @@ POOLER = Transform("tanh", None)
 NEXT = ("follows", "random")  # the next sentence: cls.seq_relationship's two numbers
 
 
-def body(position: Entry) -> tuple[Entry, ...]:
-    """The keys of the encoder without a head."""
-    return (
+def encoder_table(family: str, name: str, position: Entry) -> Table:
+    """Of the encoder, whose heads `read_heads` adds."""
+    keys = (
         *outer(None, 768, 12, position, 1e-12, tied=True, eps_key="layer_norm_eps"),
         integer("num_attention_heads", "mixer.heads mixer.kv_heads", 12),
         whole_heads("num_attention_heads"),
@@ -48,13 +48,11 @@ def body(position: Entry) -> tuple[Entry, ...]:
         integer("type_vocab_size", "embedding.types", 2),
         share("hidden_dropout_prob", "layer.dropout embedding.dropout", 0.1),
     )
-
-
-SAID = {"position_embedding_type": "absolute"}
+    return Table(family, name, KINDS, keys, ALWAYS, said={"position_embedding_type": "absolute"})
 
 
 def read_heads(
-    table: Table, name: str, config: Mapping[str, Any], transform: Callable[[ModelSpec], Transform], first_dropout: bool
+    table: Table, config: Mapping[str, Any], transform: Callable[[ModelSpec], Transform], first_dropout: bool
 ) -> ModelSpec:
     """The encoder with the head that `architectures` tells. transform: what stands before the one over the vocabulary;
     first_dropout: whether the classifier drops before its pooler too."""
@@ -64,7 +62,7 @@ def read_heads(
         if reader.flag(key, False):
             raise reader.wrong(key, True, "false, an encoder")
     known = (MASKED, BARE, *([] if first_dropout else [PRETRAINING]), CLASSES, TOKENS, SPAN)
-    kind = read_architecture(reader, name, known, MASKED)
+    kind = read_architecture(reader, table.architecture, known, MASKED)
     dropout, pooled = read_dropout(reader, found.embedding.dropout), reader.flag("add_pooling_layer", True)
     before = {"transform": POOLER, **({"first_dropout": dropout} if first_dropout else {})}
     task, head = read_task(reader, kind, dropout, before), Head(tied, bias=True, transform=transform(found))
@@ -76,13 +74,11 @@ def read_heads(
     return replace(found, head=head if kind in (MASKED, PRETRAINING) else None, task=task)
 
 
-def write_heads(
-    table: Table, name: str, spec: ModelSpec, read: Callable[[Mapping[str, Any]], ModelSpec]
-) -> dict[str, Any]:
+def write_heads(table: Table, spec: ModelSpec, read: Callable[[Mapping[str, Any]], ModelSpec]) -> dict[str, Any]:
     tied = spec.head is None or spec.head.tied
     kind, keys = write_kind(table.family, spec)
     config = {**table.write(spec), "tie_word_embeddings": tied, **keys}
-    return exact(table.family, name + kind, spec, config, read)
+    return exact(table.family, table.architecture + kind, spec, config, read)
 
 
 def write_kind(family: str, spec: ModelSpec) -> tuple[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Keys of config.json and the fields of a spec that they set: each pair is told once and used in both directions.
 
 A place is a part and its field, such as "mixer.heads". The parts are "model", "layers" (whose depth is their number),
-"layer", "norm", "head", "embedding", and those that a table names in its kinds; a part of a part is "experts.router".
+"layer", "norm", "head", "embedding", "task", "transform" (of the head, or of the task's), and those that a table names
+in its kinds; a part of a part is "experts.router".
 """
 
 from __future__ import annotations

@@ -6,12 +6,9 @@ turn. The released files hold the experts in mxfp4, which is refused by name; th
 
 from __future__ import annotations
 
-from typing import Any
-
-from dougong.hub.families.fields import Given, Keys, Parts, activation, number
+from dougong.hub.families.fields import activation, number
 from dougong.hub.families.layers import bias, decoder, local_layers
 from dougong.hub.families.names import both, llama_keys
-from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
 from dougong.hub.families.sparse import ALL_SPARSE, experts
 from dougong.hub.families.table import Table
@@ -31,17 +28,6 @@ EXPERTS = experts(
 )
 
 
-def _ask(config: Reader, given: Given) -> None:
-    if not config.raw("rope_scaling") and not config.raw("rope_parameters"):
-        config.fill("rope_scaling", YARN)
-
-
-def _tell(parts: Parts) -> dict[str, Any]:
-    """A config without any scaling would mean the family's own."""
-    plain = getattr(parts.find("mixer.position"), "scaling", None) is None
-    return {"rope_scaling": {"rope_type": "default"}} if plain else {}
-
-
 TABLE = Table(
     FAMILY,
     "GptOssForCausalLM",
@@ -51,9 +37,7 @@ TABLE = Table(
         *EXPERTS,
         bias(usual=True),
         local_layers(128, full=lambda config, index: index % 2 == 1),
-        Keys(_ask),
-        turns(theta=150000.0),
-        Keys(tell=_tell),
+        turns(theta=150000.0, scaling=YARN),
     ),
     always={"mixer.sinks": True, "experts.bias": True, "experts.router.bias": True},
     silent="initial_context_length",  # again the original length of the scaling

@@ -5,9 +5,6 @@ Semantics: transformers' modeling_llama.
 
 from __future__ import annotations
 
-from typing import Any
-
-from dougong.hub.families.common import check_width
 from dougong.hub.families.fields import flag
 from dougong.hub.families.layers import GATED, bias, decoder
 from dougong.hub.families.names import LLAMA_KEYS
@@ -24,14 +21,9 @@ TABLE = Table(
     GATED,
     (*decoder(2048), bias(), flag("mlp_bias", "ffn.bias", False), turns()),
     tasks="Llama",
+    divides=True,
 )
-from_config = TABLE.from_config
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = TABLE.to_config(spec)
-    check_width(FAMILY, spec, config["num_attention_heads"])
-    return config
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

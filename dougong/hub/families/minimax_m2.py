@@ -18,14 +18,6 @@ from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec
 
 FAMILY = "minimax_m2"
-# The released config spells out what the class always does, and what the heads for further tokens have.
-SAID = {
-    "scoring_func": "sigmoid",
-    "use_routing_bias": True,
-    "use_qk_norm": True,
-    "qk_norm_type": "per_layer",
-    "shared_intermediate_size": 0,
-}
 
 
 def _ask(config: Reader, given: Given) -> None:
@@ -54,7 +46,8 @@ TABLE = Table(
         "experts.router.score": "sigmoid",
         "experts.router.correction": True,
     },
-    said=SAID,
+    # The released config spells out what the class always does, and what the heads for further tokens have.
+    said={"scoring_func": "sigmoid", "use_routing_bias": True, "use_qk_norm": True, "qk_norm_type": "per_layer"},
     silent="use_mtp num_mtp_modules mtp_transformer_layers",
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config

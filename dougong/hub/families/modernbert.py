@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.common import ACTIVATIONS, exact, read_activation, write_activation
+from dougong.hub.families.common import exact
 from dougong.hub.families.encoders import MASKED
-from dougong.hub.families.fields import Given, Keys, Parts, activation, change, flag, integer, share
+from dougong.hub.families.fields import Given, Keys, Parts, activation, change, choice, flag, integer, share
 from dougong.hub.families.layers import (
     FULL,
     GATED,
@@ -41,7 +41,6 @@ from dougong.hub.families.tasks import (
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.embedding import Transform
-from dougong.parts.heads import Classifier
 
 FAMILY = "modernbert"
 NAME = "ModernBert"
@@ -96,6 +95,9 @@ TABLE = Table(
         share("embedding_dropout", "embedding.dropout"),
         flag("decoder_bias", "head.bias", True),
         Keys(_ask_layers, _tell_layers),
+        activation("classifier_activation", "transform.activation", "gelu"),
+        flag("classifier_bias", "transform.bias", False),
+        choice("classifier_pooling", "task.at", "cls", {"cls": "first", "mean": "mean"}),
     ),
     always={"norm.kind": "layer", "embedding.norm": the_norm, "model.causal": False, "layer.ffn_dropout": _ffn_dropout},
     # How files were trained or are run, not what they compute.
@@ -106,12 +108,11 @@ TABLE = Table(
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = Reader(FAMILY, config)
-    body, act = TABLE.model(reader), read_activation(reader, "classifier_activation", "gelu")
-    transform = Transform(act, body.layers[0].norm, reader.flag("classifier_bias", False))
-    if (at := reader.raw("classifier_pooling", "cls")) not in ("cls", "mean"):
-        raise reader.wrong("classifier_pooling", at, "'cls' or 'mean'")
+    given = TABLE.read(reader)
+    body = TABLE.model(reader, given)
+    transform = Transform(norm=body.layers[0].norm, **given["transform"])
     kind = read_architecture(reader, NAME, (MASKED, BARE, CLASSES, TOKENS, SPAN), MASKED)
-    classifier = {"at": "first" if at == "cls" else "mean", "transform": transform}
+    classifier = {"transform": transform, **given["task"]}
     task = read_task(reader, kind, read_dropout(reader, 0.0), classifier, transform)
     reader.refuse_rest()
     assert body.head is not None
@@ -120,14 +121,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
     kind, keys = write_task(FAMILY, spec, MASKED)
-    config = {**TABLE.write(spec), **keys}
-    if isinstance(spec.task, Classifier):
-        config["classifier_pooling"] = "mean" if spec.task.at == "mean" else "cls"
-    if (transform := getattr(spec.head or spec.task, "transform", None)) is not None:
-        named = transform.activation in ACTIVATIONS.values()
-        config["classifier_activation"] = write_activation(transform.activation) if named else "gelu"
-        config["classifier_bias"] = transform.bias
-    return exact(FAMILY, NAME + kind, spec, config, from_config)
+    return exact(FAMILY, NAME + kind, spec, {**TABLE.write(spec), **keys}, from_config)
 
 
 LAYER = {

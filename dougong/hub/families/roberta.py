@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dougong.hub.families.encoders import ALWAYS, KINDS, SAID, body, encoder_keys, read_heads, write_heads, write_kind
+from dougong.hub.families.encoders import encoder_keys, encoder_table, read_heads, write_heads, write_kind
 from dougong.hub.families.fields import Given, Keys, Parts, put
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.table import Table
 from dougong.hub.families.tasks import BARE, CLASSES, SPAN
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
@@ -19,7 +18,6 @@ from dougong.parts.embedding import Transform
 from dougong.parts.position import Learned
 
 FAMILY = "roberta"
-NAME = "Roberta"
 
 
 def _ask(config: Reader, given: Given) -> None:
@@ -37,15 +35,15 @@ def _tell(parts: Parts) -> dict[str, Any]:
     return {"max_position_embeddings": position.table(), "pad_token_id": position.offset - 1}
 
 
-TABLE = Table(FAMILY, NAME, KINDS, body(Keys(_ask, _tell)), ALWAYS, SAID)
+TABLE = encoder_table(FAMILY, "Roberta", Keys(_ask, _tell))
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    return read_heads(TABLE, NAME, config, lambda body: Transform("gelu", body.layers[0].norm), first_dropout=True)
+    return read_heads(TABLE, config, lambda body: Transform("gelu", body.layers[0].norm), first_dropout=True)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    return write_heads(TABLE, NAME, spec, from_config)
+    return write_heads(TABLE, spec, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:

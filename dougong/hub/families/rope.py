@@ -7,6 +7,7 @@ version reads, and so do vLLM and llama.cpp's converter.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from dougong.base import DougongError
@@ -29,15 +30,19 @@ def turns(
     size: str = "head_size",
     theta_key: str = "rope_theta",
     share_key: str = "partial_rotary_factor",
+    scaling: Mapping[str, Any] | None = None,
 ) -> Keys:
     """One rotation in all layers, as `read_rope` has it, of heads whose size is the field `size` of the mixer.
 
-    theta_key, share_key: the family's names for the base and for the share of a head that turns.
+    theta_key, share_key: the family's names for the base and for the share of a head that turns; scaling: what a config
+    without any means.
     """
 
     def ask(config: Reader, given: Given) -> None:
         config.respell(theta_key, "rope_theta")
         config.respell(share_key, "partial_rotary_factor")
+        if scaling and not config.raw("rope_scaling") and not config.raw("rope_parameters"):
+            config.fill("rope_scaling", scaling)
         fields, context = given[mixer], given["model"]["context"]
         fields["position"] = read_rope(config, fields[size], context, partial, interleaved, theta, axes)
 
@@ -45,7 +50,8 @@ def turns(
         if (found := parts.held[mixer]) is None:
             return {}
         rope = write_rope(parts.family, found.position)
-        rope = {theta_key: rope["rope_theta"], "rope_scaling": rope["rope_scaling"]}
+        plain = {"rope_type": "default"} if scaling else None
+        rope = {theta_key: rope["rope_theta"], "rope_scaling": rope["rope_scaling"] or plain}
         return {**rope, **({share_key: rope_share(found)} if partial else {})}
 
     return Keys(ask, tell)

@@ -52,6 +52,7 @@ class Table:
              `exact` then sees whether what is usual gives the spec back
     tasks    the family's name before "ForSequenceClassification" and its like, where its decoder may have such heads
     predicts its files may hold layers that predict further tokens
+    divides  transformers refuses its configs where heads do not divide the width, whatever their size
     """
 
     family: str
@@ -64,6 +65,7 @@ class Table:
     absent: Absent = field(default_factory=dict)
     tasks: str = ""
     predicts: bool = False
+    divides: bool = False
 
     def from_config(self, config: Mapping[str, Any]) -> ModelSpec:
         reader = Reader(self.family, config)
@@ -79,7 +81,10 @@ class Table:
         if self.tasks:
             body, architecture, more = write_decoder_task(self.family, self.tasks, spec)
         bare = without(self.family, spec) if self.predicts else spec
-        return exact(self.family, architecture, bare, {**self.write(body), **more}, self.from_config)
+        config = exact(self.family, architecture, bare, {**self.write(body), **more}, self.from_config)
+        if self.divides and spec.width % (heads := config["num_attention_heads"]):
+            raise DougongError(f"{self.family} cannot express a width of {spec.width} that {heads} heads do not divide")
+        return config
 
     def read(self, config: Reader) -> Given:
         """The fields that the keys set. Raises DougongError for a key that must be there and is not, and for a value
@@ -91,9 +96,10 @@ class Table:
             key.read(config, given)
         return given
 
-    def model(self, config: Reader) -> ModelSpec:
-        """The model, of which a caller may yet change something before it calls `config.refuse_rest`."""
-        given = self.read(config)
+    def model(self, config: Reader, given: Given | None = None) -> ModelSpec:
+        """The model, of which a caller may yet change something before it calls `config.refuse_rest`. given: what was
+        read, where the caller asks for more than goes into the model."""
+        given = self.read(config) if given is None else given
         depth = given["layers"]["depth"]
         mixers = given["layers"].get("mixers", self._names(given, feeds=False)[:1] * depth)
         ffns = given["layers"].get("ffns", self._names(given, feeds=True)[:1] * depth or [None] * depth)
@@ -147,7 +153,8 @@ class Table:
             held.append(part)
         found = {name: next((part for part in held if isinstance(part, kind)), None) for name, kind in kinds.items()}
         whole = {"model": spec, "layers": _Layers(len(spec.layers)), "head": spec.head, "embedding": spec.embedding}
-        whole |= {"layer": first, "norm": first.norm, **found}
+        whole |= {"layer": first, "norm": first.norm, "task": spec.task, **found}
+        whole["transform"] = getattr(spec.head or spec.task, "transform", None)
         for name, make in self.absent.items():
             whole[name] = whole[name] or make(whole)
         return Parts(self.family, spec, whole)

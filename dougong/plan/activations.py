@@ -158,7 +158,7 @@ def attention_bytes(mixer: Attention, step: Step) -> int:
     return count
 
 
-# Most activations keep their input. Some keep their output, which the next product keeps anyhow; one keeps its gate too.
+# Most activations keep their input. Some keep their output, which the next product keeps anyhow; one keeps more.
 _MORE = {"relu": -1, "sigmoid": -1, "tanh": -1, "quick_gelu": 1}
 
 

@@ -18,6 +18,7 @@ from dougong.hub.families.common import ACTIVATIONS
 from dougong.model import Model, ModelSpec, decoder_spec, initialise
 from dougong.parts import feedforward
 from dougong.parts.embedding import Embedding
+from dougong.parts.experts import MoE
 from dougong.parts.feedforward import MLP, GatedMLP
 from dougong.parts.norm import Norm
 from dougong.parts.position import Learned
@@ -197,3 +198,21 @@ def test_every_activation_is_that_of_transformers() -> None:
     for name, own in ACTIVATIONS.items():
         torch.testing.assert_close(feedforward.ACTIVATIONS[own](x), reference[name](x), rtol=1e-5, atol=2e-6)
     assert set(ACTIVATIONS.values()) == set(feedforward.ACTIVATIONS)
+
+
+def test_the_step_between_sparse_layers_counts_before_their_number() -> None:
+    """transformers writes both, and reads the step."""
+    read, write = FAMILIES["switch_transformers"].from_config, FAMILIES["switch_transformers"].to_config
+    config = {"num_heads": 2, "num_layers": 5, "num_decoder_layers": 5, "num_sparse_encoder_layers": 2}
+
+    def sparse(**more: Any) -> list[int]:
+        spec = read({**config, **more})
+        assert read(json.loads(json.dumps(write(spec)))) == spec
+        assert spec.encoder is not None
+        return [index for index, layer in enumerate(spec.encoder.layers) if isinstance(layer.ffn, MoE)]
+
+    assert sparse() == [1, 3]
+    assert sparse(encoder_sparse_step=1) == [0, 1, 2, 3, 4]
+    assert sparse(encoder_sparse_step=3) == [1, 4]
+    assert sparse(encoder_sparse_step=4) == [1]
+    assert sparse(encoder_sparse_step=0) == []

@@ -28,26 +28,36 @@ FAMILY = "switch_transformers"
 NAME = "SwitchTransformers"
 
 
-def _sparse(depth: int, sparse: int) -> list[bool]:
-    """Which layers have experts: the second of every depth // sparse, or all. As in transformers, 0 asks for one layer,
-    and more than there are layers for none."""
-    step = depth // sparse if sparse else depth
+def _step(depth: int, sparse: int) -> int:
+    """As in transformers, 0 sparse layers ask for one, and more than there are layers for none."""
+    return depth // sparse if sparse else depth
+
+
+def _sparse(depth: int, step: int) -> list[bool]:
+    """Which layers have experts: the second of every `step`, or all, or none."""
     return [step > 0 and (step == 1 or index % step == 1) for index in range(depth)]
 
 
-def _layers(depth: str, sparse: str) -> Keys:
-    """Of one side: the keys of how many layers there are, and how many have experts."""
+def _layers(depth: str, side: str) -> Keys:
+    """Of one side: how many layers there are, and which have experts, by their number or by the step from one to the
+    next, which counts where both are there."""
+    number, step = f"num_sparse_{side}_layers", f"{side}_sparse_step"
 
     def ask(config: Reader, given: Given) -> None:
         count = given["layers"]["depth"] = config.integer(depth, given["layers"]["depth"])
-        kinds = _sparse(count, config.integer(sparse, 3, least=0))
+        usual = _step(count, config.integer(number, 3, least=0))
+        kinds = _sparse(count, config.integer(step, usual, least=0))
         given["layers"]["ffns"] = ["experts" if each else "dense" for each in kinds]
 
     def tell(parts: Parts) -> dict[str, Any]:
         wanted = [isinstance(layer.ffn, MoE) for layer in parts.spec.layers]
-        for count in (*range(1, len(wanted) + 2), 0):
-            if _sparse(len(wanted), count) == wanted:
-                return {sparse: count}
+        count = len(wanted)
+        for each in (*range(1, count + 2), 0):
+            if _sparse(count, _step(count, each)) == wanted:
+                return {number: each, step: _step(count, each)}
+        for each in range(count + 1):
+            if _sparse(count, each) == wanted:
+                return {number: sum(wanted), step: each}
         raise DougongError(f"{FAMILY} cannot express experts in layers {[i for i, one in enumerate(wanted) if one]}")
 
     return Keys(ask, tell)
@@ -66,12 +76,12 @@ SOURCE = Table(
     FAMILY,
     NAME,
     {**KINDS, "dense": MLP, "experts": MoE, "experts.router": TopK},
-    (*KEYS, _layers("num_layers", "num_sparse_encoder_layers")),
+    (*KEYS, _layers("num_layers", "encoder")),
     {**ALWAYS, "experts.top_k": 1, "experts.gated": False, "experts.router.normalise": False},
     silent="""initializer_factor is_encoder_decoder is_decoder add_cross_attention router_dtype
-              router_ignore_padding_tokens add_router_probs encoder_sparse_step decoder_sparse_step""",
+              router_ignore_padding_tokens add_router_probs""",
 )
-DECODER = replace(SOURCE, keys=(*KEYS, _layers("num_decoder_layers", "num_sparse_decoder_layers")))
+DECODER = replace(SOURCE, keys=(*KEYS, _layers("num_decoder_layers", "decoder")))
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:

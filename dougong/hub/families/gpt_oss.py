@@ -26,8 +26,6 @@ EXPERTS = experts(
     number("swiglu_alpha", "experts.activation.alpha", 1.702),
     number("swiglu_limit", "experts.activation.limit", 7.0),
 )
-
-
 TABLE = Table(
     FAMILY,
     "GptOssForCausalLM",

@@ -21,7 +21,7 @@ from dougong.parts.wkv import ChannelMix
 
 USUAL = {"norm": Norm, "embedding": Embedding, "head": Head}
 """Parts that every family has."""
-RMS, LAYER_NORM = {"norm.kind": "rms"}, {"norm.kind": "layer", "norm.bias": True}
+LAYER_NORM = {"norm.kind": "layer", "norm.bias": True}
 BIASES = {"mixer.bias": True, "mixer.out_bias": True, "ffn.bias": True}
 # Kinds of which no layer may have one, and what stands in for one in writing: made of the others.
 Absent = Mapping[str, Callable[[Mapping[str, Any]], Any]]

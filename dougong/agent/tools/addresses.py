@@ -127,8 +127,8 @@ def unwrapped(address: Address) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet. Of IPv6 only what is given out for it (RFC 4291, 2.4) is: the rest
-    is kept back, or carries addresses of IPv4 in one of many ways."""
+    """Whether an address is one of the open internet. Of IPv6 that is only what is given out for it (RFC 4291, 2.4):
+    the rest is kept back, or carries addresses of IPv4 in one of many ways."""
     inner = unwrapped(address)
     if isinstance(inner, ipaddress.IPv6Address) and (inner not in _UNICAST or inner in _DOCUMENTATION):
         return False

@@ -68,10 +68,12 @@ class Started(Event):
 @final
 @dataclass(frozen=True)
 class Recalled(Event):
-    """Texts that long-term memory gave. trusted: which of them hold nothing from outside."""
+    """Texts that long-term memory gave. trusted: which of them hold nothing from outside; fault: why there are none,
+    where memory failed."""
 
     texts: tuple[str, ...]
     trusted: tuple[bool, ...]
+    fault: str = ""
 
 
 @final

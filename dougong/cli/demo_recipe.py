@@ -41,7 +41,7 @@ def _chat() -> Sft:
 
 def _prefer() -> Prefer:
     training = Training(
-        steps=80,
+        steps=60,
         optimizer=Optimizer("adamw", rate=6e-4, weight_decay=0.0),
         schedule=Schedule("linear", warmup=5, final=0.0),
         checkpoint=20,

@@ -39,7 +39,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("prefer", ("prefer", "偏好调优"), ("strings", "lists")),
     Stage("rl", ("GRPO", "GRPO"), ("arithmetic", "lists")),
 )
-DRAWS = 2
+DRAWS = 3
 TARGETS = {stage.name: stage.targets for stage in STAGES}
 
 
@@ -73,14 +73,18 @@ def own_pairs(model: Path, kept: Path, count: int, seed: int) -> list[Pair]:
     gives its most probable answer and DRAWS drawn ones, and the true answer is preferred to each wrong one. Sampled
     once and kept in a file.
 
+    Only problems count of which the model got some right and some wrong: what it can do but does not always do, a
+    preference can teach; what it never does, it would learn by heart. Where there are none of these, all count.
     Raises DougongError when there was no mistake.
     """
     problems = [problem for skill in TARGETS["prefer"] for problem in generate(skill, seed, count)]
+    told = kept_samples(model, kept, problems, seed, "own answers", DRAWS)
+    marks = [[problem.check(text) for text in texts] for problem, texts in zip(problems, told, strict=True)]
+    some = any(any(each) and not all(each) for each in marks)
     pairs = [
         Pair(problem.messages, _said(problem.answer), _said(text), source=f"skill:{problem.skill}/{problem.task}")
-        for problem, texts in zip(
-            problems, kept_samples(model, kept, problems, seed, "own answers", DRAWS), strict=True
-        )
+        for problem, texts, right in zip(problems, told, marks, strict=True)
+        if any(right) or not some
         for text in dict.fromkeys(texts)
         if not problem.check(text)
     ]
@@ -141,7 +145,7 @@ def aimed_problems(stage: str, count: int, seed: int) -> list[Problem]:
 
 
 def effect(
-    folder: Path, stage: str, models: tuple[Path, Path], problems: Sequence[Problem], seed: int, draws: int = 2
+    folder: Path, stage: str, models: tuple[Path, Path], problems: Sequence[Problem], seed: int, draws: int = 1
 ) -> Effect:
     """Of a stage that makes the second model of the first one; the answers are kept in `folder`."""
     marks: list[list[list[bool]]] = []

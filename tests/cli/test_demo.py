@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from dougong.base import DougongError
 from dougong.cli.demo_print import verdict
+from dougong.cli.demo_stages import TARGETS, own_pairs
+from dougong.data import generate
 
 SMALL = (
     *("--text.tokenizer.vocab", "400", "--text.model.width", "32", "--text.model.depth", "2"),
@@ -88,6 +91,28 @@ def test_the_demo_from_text_to_report(dougong, tmp_path, corpus):
     assert answer.status == 0 and answer.out.startswith("def ")
     talk = dougong("chat", run, "--max-tokens", "5", stdin="Sort: 3 1 2\n/exit\n")
     assert talk.status == 0
+
+
+def test_preferences_are_made_where_the_model_is_sometimes_right(tmp_path):
+    problems = [each for skill in TARGETS["prefer"] for each in generate(skill, 1, 2)]
+    kept = tmp_path / "own.json"
+
+    def pairs(*told: list[str]):
+        kept.write_text(json.dumps(list(told)))
+        return own_pairs(tmp_path / "no model is asked", kept, 2, 1)
+
+    right = [each.answer for each in problems]
+    mixed = ["wrong", right[0], "wrong", "other"]
+    never, always = ["wrong"] * 4, [right[2]] * 4
+    found = pairs(mixed, never, always, [right[3], "off", "off", right[3]])
+    assert [(each.chosen[0]["content"], each.rejected[0]["content"]) for each in found] == [
+        (right[0], "wrong"), (right[0], "other"), (right[3], "off"),
+    ]  # fmt: skip
+    assert found[0].prompt == problems[0].messages
+    found = pairs(never, never, never, ["x", "y", "x", "y"])  # a model that can do nothing yet: all count
+    assert len(found) == 5
+    with pytest.raises(DougongError, match="got none of 4 problems wrong"):
+        pairs(*([answer] * 4 for answer in right))
 
 
 @pytest.mark.parametrize(

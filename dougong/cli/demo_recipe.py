@@ -41,7 +41,7 @@ def _chat() -> Sft:
 
 def _prefer() -> Prefer:
     training = Training(
-        steps=60,
+        steps=80,
         optimizer=Optimizer("adamw", rate=6e-4, weight_decay=0.0),
         schedule=Schedule("linear", warmup=5, final=0.0),
         checkpoint=20,
@@ -98,7 +98,7 @@ class Demo:
     rl: Rl = field(default_factory=_rl)
     problems: int = 5200
     errands: int = 1500
-    asked: int = 700
+    asked: int = 1200
     tasks: int = 1500
     unseen: int = 200
     aimed: int = 500

@@ -39,7 +39,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("prefer", ("prefer", "偏好调优"), ("strings", "lists")),
     Stage("rl", ("GRPO", "GRPO"), ("arithmetic", "lists")),
 )
-DRAWS = 3
+DRAWS = 4
 TARGETS = {stage.name: stage.targets for stage in STAGES}
 
 

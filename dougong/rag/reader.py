@@ -10,12 +10,15 @@ rests on passages that were found by what it predicts. Beside its passages every
 passage: where nothing was found, or nothing that is found helps, there is something to attend to.
 
 Unlike RETRO's, the encoder does not see the chunk that asked, and cross-attention has no positions: order is in the
-encoder's states.
+encoder's states. Its first layer sees each token with the one before it, and no more: so a state can be asked for as
+"what came after x", which is what copying takes. (A first layer that sees all learns this too, but some five times
+later; docs/log.md has the numbers.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -51,15 +54,19 @@ def reader_spec(
 ) -> ModelSpec:
     """A decoder whose layers of the numbers `reading` attend to passages, and an encoder of as many layers as said.
 
-    encoder 0: no encoder and no cross-attention, a plain decoder of the same kind.
+    encoder 0: no encoder and no cross-attention, a plain decoder of the same kind. Raises DougongError for a `reading`
+    layer that is not there.
     """
+    if encoder and (wrong := sorted(set(reading) - set(range(depth)))):
+        raise DougongError(f"reading names the layers {wrong}, but there are layers 0 to {depth - 1}")
     norm, size = Norm("rms", 1e-6), width // heads
     mixer = Attention(heads, heads, size, position=Rope(size))
     layer = LayerSpec(mixer, GatedMLP(2 * width), norm)
     across = LayerSpec(mixer, GatedMLP(2 * width), norm, cross=Attention(heads, heads, size))
     layers = tuple(across if encoder and place in set(reading) else layer for place in range(depth))
     head = Head(tied=False)
-    read = ModelSpec(vocab, width, context, (layer,) * encoder, Embedding(), norm, None, causal=False)
+    pairs = replace(layer, mixer=replace(mixer, window=2))
+    read = ModelSpec(vocab, width, context, (pairs, *(layer,) * (encoder - 1))[:encoder], Embedding(), norm, None)
     return ModelSpec(vocab, width, context, layers, Embedding(), norm, head, encoder=read if encoder else None)
 
 

@@ -90,14 +90,16 @@ def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
         assert words in error and error.count("error:") == 1
 
 
-def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
+@pytest.fixture
+def few(data: Path, monkeypatch) -> Path:
+    """The collections, cut down to the first three queries and what answers them."""
     import dataclasses
 
     import dougong.rag.evaluate as module
 
     read = module.read_collection
 
-    def few(name: str, place: Path):
+    def cut(name: str, place: Path):
         whole = read(name, place)
         queries = dict(list(whole.queries.items())[:3])
         wanted = {doc for query in queries for doc in whole.gains[query]}
@@ -106,8 +108,12 @@ def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
             whole, documents=[dataclasses.replace(e, text=e.text[:200]) for e in kept], queries=queries
         )
 
-    monkeypatch.setattr(module, "read_collection", few)
-    args = ["--collections", "cranfield", "--rerankers", "none", "meaning", "--data", str(data), "--json"]
+    monkeypatch.setattr(module, "read_collection", cut)
+    return data
+
+
+def test_eval_prints_intervals(few: Path, capsys) -> None:
+    args = ["--collections", "cranfield", "--rerankers", "none", "meaning", "--data", str(few), "--json"]
     assert main(["rag", "eval", *args]) == 0
     rows = lines(capsys)
     assert [(row["retriever"], row["reranker"]) for row in rows] == [
@@ -116,3 +122,26 @@ def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
     for row in rows:
         value, low, high = row["nDCG@10"]
         assert 0 <= low <= value <= high <= 1 and value > 0.2
+
+
+def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    args = ["--collections", "cmrc", "--retrievers", "hybrid", "hyde", "--answers", "--data", str(few)]
+    with ScriptedChat(["a passage"] * 12) as script, script.serve() as url:
+        assert main(["rag", "eval", *args, "--model", url]) == 0
+    out = capsys.readouterr().out
+    assert "answers by http" in out and "queries reworded, or hits put in order, by http" in out
+    assert "cmrc       structure hyde - structure hybrid" in out
+    args = ["--collections", "cranfield", "cmrc", "--chunkers", "structure", "fixed", "--limit", "40", "--answers"]
+    ways = ["--retrievers", "words", "dense", "hybrid", "--rerankers", "none", "meaning"]
+    assert main(["rag", "eval", *args, *ways, "--weight", "0.3", "--data", str(few)]) == 0
+    out = capsys.readouterr().out
+    assert "vectors by all-MiniLM" in out and "answers by no model" in out
+    table = [line for line in out.splitlines() if "nDCG@10 0" in line or "nDCG@10 1" in line]
+    assert len(table) == 2 * 2 * 3 * 2
+    assert sum("exact" in line and "F1" in line and "faithful" in line for line in out.splitlines()) == 2 * 3 * 2
+    assert out.count("cmrc       structure hybrid - structure words") == 1
+    assert "cranfield  fixed words meaning - fixed words " in out and "fixed dense - structure dense" in out
+    for wrong, words in ((["--weight", "2"], "--weight is 2"), (["--queries", "-1"], "--queries is -1")):
+        assert main(["rag", "eval", *wrong, "--data", str(few)]) == 1
+        assert words in capsys.readouterr().err

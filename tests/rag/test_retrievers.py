@@ -240,3 +240,40 @@ def test_a_cross_encoder_reads_query_and_text_together() -> None:
         assert score == pytest.approx(float(alone), abs=1e-4)
     with pytest.raises(DougongError, match="classifier"):
         CrossEncoder(made("BertModel"))
+
+
+def test_the_word_index_is_kept_beside_the_store_and_never_trusted_too_far(tmp_path, embedder, monkeypatch) -> None:
+    import dougong.rag.words as words
+
+    def opened() -> Library:
+        return Library.open(str(tmp_path / "held"), embedder, Sentences(20))
+
+    def found(library: Library) -> list[str]:
+        return [hit.chunk.doc for hit in library.search("stone", 5, how="words")]
+
+    library = opened()
+    library.add_documents([Document("a stone bridge", "a"), Document("a wooden mill", "b")])
+    assert found(library) == ["a"]
+    library.close()
+
+    def never(*_: object) -> None:
+        raise AssertionError("made again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(words, "terms", lambda text: never() if text != "stone" else ["stone"])
+        library = opened()
+        assert found(library) == ["a"]
+        library.close()
+    library = opened()
+    library.add_documents([Document("a stone mill", "b")])
+    assert sorted(found(library)) == ["a", "b"]  # the kept one was of another state
+    library.close()
+    for damage in ("data.csc.index.npy", "vocab.index.json"):
+        (tmp_path / "held" / "words" / damage).write_bytes(b"no")
+        library = opened()
+        assert sorted(found(library)) == ["a", "b"]
+        library.remove("a")
+        assert found(library) == ["b"]
+        library.add_documents([Document("a stone bridge", "a")])
+        assert sorted(found(library)) == ["a", "b"]
+        library.close()

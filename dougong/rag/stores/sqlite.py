@@ -193,5 +193,8 @@ class SqliteStore(Store):
     def generation(self) -> int:
         return int(self.notes().get("generation", "0"))
 
+    def kept_in(self) -> Path | None:
+        return self._folder
+
     def close(self) -> None:
         self._db.close()

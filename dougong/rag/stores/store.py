@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -72,6 +73,10 @@ class Store(ABC):
     @abstractmethod
     def generation(self) -> int:
         """A number that grows with every change."""
+
+    def kept_in(self) -> Path | None:
+        """A folder for what can be made again from the store, such as an index of words; None: there is none."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -24,7 +24,7 @@ from dougong.lab.experiment import Budget, Results, Study, place
 from dougong.lab.statistics import Mean, difference, separates
 from dougong.model import Model, ModelSpec, initialise
 from dougong.rag.knn import KnnLM
-from dougong.rag.neighbours import Neighbours, shared_run
+from dougong.rag.neighbours import Asker, Neighbours, shared_run
 from dougong.rag.reader import NONE, read, reader_spec, reading
 from dougong.report import Group, Interval, bar_chart, table
 from dougong.tokenizer import Tokenizer, train_tokenizer
@@ -37,11 +37,12 @@ VOCAB, WIDTH, CHUNK, CHUNKS, FOUND = 1024, 64, 32, 4, 2
 LENGTH = CHUNK * CHUNKS
 POOL, TESTED, STORED = 4000, 192, 600  # rows to learn from, rows of the test, rows whose states a kNN-LM keeps
 DROPPED = 0.125  # share of the chunks that learn to do without passages
+PRACTICE = 0.5  # share of the updates in which every other row is given, among its passages, what it must predict
 SHARE, NEIGHBOURS = 0.15, 16  # of the kNN-LM
 NEAR = CHUNK // 8  # a passage that shares a longer run of tokens with what is predicted may give it away
 
 READER, DECODER, LONGER = "reader", "decoder", "decoder, equal operations"
-GIVEN = ("found", "random", "none")
+GIVEN = ("found", "found elsewhere", "random", "none")
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -63,49 +64,61 @@ def operations(name: str) -> float:
 
 @dataclass(frozen=True)
 class Rows:
-    """tokens (N, LENGTH + 1); passages (N, CHUNKS, FOUND, 2 CHUNK), found by each whole chunk among the texts to learn
-    from, never in the row's own document or a near copy of it."""
+    """tokens (N, LENGTH + 1); passages (N, CHUNKS, FOUND, 2 CHUNK), found for each whole chunk in the texts to learn
+    from, and in the row's own document before the row; elsewhere: in other documents alone. Near copies of the document
+    are never among them, nor what stands in it after the row's beginning."""
 
     tokens: Tensor
     passages: Tensor
+    elsewhere: Tensor
 
 
 @lru_cache(maxsize=1)
 def corpus() -> tuple[Tokenizer, Rows, Rows]:
     """The tokenizer, rows to learn from, held-out rows: of Python's standard library, split by document, near copies on
-    one side. The store is the learning side alone."""
-    train_side, test_side = split_documents(list(standard_library()))
-    tokenizer = train_tokenizer((each.text for each in train_side), VOCAB)
-    learn, test = (tokenizer.encode_batch([each.text for each in side]) for side in (train_side, test_side))
-    groups = [0] * len(learn)
-    for first, members in near_duplicate_groups(train_side).items():
+    one side. Held-out documents are in the store for their own later rows, and for no other."""
+    sides = split_documents(list(standard_library()))
+    tokenizer = train_tokenizer((each.text for each in sides[0]), VOCAB)
+    documents = tokenizer.encode_batch([each.text for side in sides for each in side])
+    learned = len(sides[0])
+    groups = list(range(len(documents)))
+    for first, members in near_duplicate_groups(sides[0]).items():
         for member in members:
             groups[member] = first
-    store = Neighbours(learn, groups, tokenizer.decode, CHUNK)
-    return tokenizer, _rows(learn, groups, store, POOL), _rows(test, [NONE] * len(test), store, TESTED)
+    store = Neighbours(documents, groups, tokenizer.decode, CHUNK, range(learned, len(documents)))
+    learn = _rows(documents, range(learned), groups, store, POOL)
+    return tokenizer, learn, _rows(documents, range(learned, len(documents)), groups, store, TESTED)
 
 
-def _rows(documents: list[list[int]], groups: list[int], store: Neighbours, most: int) -> Rows:
+def _rows(documents: list[list[int]], those: range, groups: list[int], store: Neighbours, most: int) -> Rows:
     """Up to `most` rows, drawn once for all seeds, each from one document."""
-    cut = [
-        (tokens[start : start + LENGTH + 1], group)
-        for tokens, group in zip(documents, groups, strict=True)
-        for start in range(0, len(tokens) - LENGTH, LENGTH)
-    ]
+    cut = [(each, start) for each in those for start in range(0, len(documents[each]) - LENGTH, LENGTH)]
     chosen = [cut[each] for each in np.random.default_rng(0).permutation(len(cut))[:most]]
-    tokens = np.array([row for row, _ in chosen])
+    tokens = np.array([documents[each][start : start + LENGTH + 1] for each, start in chosen])
     chunks = tokens[:, :LENGTH].reshape(-1, CHUNK)
-    numbers = store.find(chunks, FOUND, [group for _, group in chosen for _ in range(CHUNKS)])
-    found = store.passages(numbers).reshape(len(tokens), CHUNKS, FOUND, 2 * CHUNK)
-    return Rows(torch.from_numpy(tokens), torch.from_numpy(found))
+
+    def found(past: bool) -> Tensor:
+        askers = []
+        for each, start in chosen:
+            # The last chunk before the row is left out: what followed it is the row.
+            end = store.first[each] + max(0, start // CHUNK - 1) if past else store.first[each]
+            askers += [Asker(groups[each], (store.first[each], end))] * CHUNKS
+        held = store.passages(store.find(chunks, FOUND, askers))
+        return torch.from_numpy(held.reshape(len(tokens), CHUNKS, FOUND, 2 * CHUNK))
+
+    with_past = found(True)
+    return Rows(torch.from_numpy(tokens), with_past, found(False) if those.start else with_past)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Batches of the rows to learn from with their passages, some of which are taken away."""
+    """Batches of the rows to learn from with their passages, some of which are taken away. In the first `practice`
+    updates every other row has one passage replaced by the chunk and what follows it in the row: where there is always
+    something to copy, copying is learned soon. (A test never gives that.)"""
 
     rows: int
     seed: int
+    practice: int = 0
 
     def __call__(self, state: LoaderState | None, ranks: Ranks) -> Iterator[tuple[Batch, LoaderState]]:
         learn, taken = corpus()[1], 0 if state is None else state.taken
@@ -113,8 +126,10 @@ class Reading:
             rng = np.random.default_rng((self.seed, taken))
             chosen = torch.from_numpy(rng.integers(0, len(learn.tokens), self.rows))
             gone = torch.from_numpy(rng.random((self.rows, CHUNKS)) < DROPPED)
-            passages = learn.passages[chosen].masked_fill(gone[..., None, None], NONE)
-            tokens = learn.tokens[chosen]
+            tokens, passages = learn.tokens[chosen], learn.passages[chosen]
+            if taken < self.practice:
+                passages[::2, :, 0] = following(tokens[::2])
+            passages = passages.masked_fill(gone[..., None, None], NONE)
             taken += 1
             positions = torch.arange(LENGTH).expand(self.rows, -1)
             batch = Batch(
@@ -123,11 +138,20 @@ class Reading:
             yield batch, LoaderState(taken, "retrieval")
 
 
+def following(tokens: Tensor) -> Tensor:
+    """Each chunk of rows (N, LENGTH + 1) with the chunk after it, (N, CHUNKS, 2 CHUNK)."""
+    chunks = tokens[:, :LENGTH].view(-1, CHUNKS, CHUNK)
+    after = torch.cat((chunks[:, 1:], torch.full_like(chunks[:, :1], NONE)), 1)
+    return torch.cat((chunks, after), -1)
+
+
 def given(test: Rows, what: str) -> Tensor:
-    """The passages of a condition: those found, those that other rows found, none."""
+    """The passages of a condition: those found, those found in other documents, those that other rows found, none."""
     if what == "none":
         return torch.full_like(test.passages, NONE)
-    return test.passages if what == "found" else test.passages.roll(len(test.passages) // 2, 0)
+    if what == "random":
+        return test.passages.roll(len(test.passages) // 2, 0)
+    return test.passages if what == "found" else test.elsewhere
 
 
 def losses(model: Model, test: Rows, passages: Tensor | None, at_once: int = 16) -> Tensor:
@@ -188,7 +212,7 @@ class Retrieval(Study):
     )
 
     def budget(self) -> Budget:
-        return Budget(steps=800, rows=16)
+        return Budget(steps=600, rows=8)
 
     def tried(self) -> dict[str, Any]:
         return {name: record_to(spec_of(name)) for name in (READER, DECODER, LONGER)}
@@ -205,7 +229,7 @@ class Retrieval(Study):
         )
         objective = reading(CHUNK) if name == READER else next_token
         run, label = place(folder, name, seed), f"{name} seed {seed}"
-        rows = Reading(budget.rows, seed)
+        rows = Reading(budget.rows, seed, round(PRACTICE * steps) if name == READER else 0)
         train(model, rows, training, run, objective=objective, resume=True, label=label, quiet=quiet)
         model.eval()
         with torch.no_grad():
@@ -246,6 +270,7 @@ class Retrieval(Study):
         pairs = [
             ("passages that were found, instead of random ones", (READER, "found"), (READER, "random")),
             ("passages that were found, instead of none", (READER, "found"), (READER, "none")),
+            ("passages found in other documents alone, instead of none", (READER, "found elsewhere"), (READER, "none")),
             ("the reader, instead of a decoder of its parameters", (READER, "found"), (DECODER, "none")),
             ("the reader, instead of a decoder of its operations", (READER, "found"), (LONGER, "none")),
             ("a kNN-LM over the decoder, instead of the decoder", (DECODER, "kNN-LM"), (DECODER, "none")),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import final
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, final
 
 import numpy as np
 
@@ -16,6 +16,14 @@ SPARE = 64
 """Hits that are looked at beyond those that are wanted, for those of the text that asks are left out."""
 
 
+class Asker(NamedTuple):
+    """Who asks. group: whose documents it is not given. past: numbers [first, last) of chunks that it has read already,
+    with what followed them: its own document's, long before; these it may be given."""
+
+    group: int
+    past: tuple[int, int] = (0, 0)
+
+
 @final
 class Neighbours:
     """Documents as chunks of `chunk` tokens, each found by BM25 on its words and given with what followed it.
@@ -23,6 +31,7 @@ class Neighbours:
     documents  token ids of each
     groups     documents of one group (copies of each other, parts of one text) are never given to each other
     decode     token ids to text
+    closed     places of documents that nobody else is given: held-out ones, of which only the past may be read
     """
 
     def __init__(
@@ -31,17 +40,22 @@ class Neighbours:
         groups: Sequence[int],
         decode: Callable[[list[int]], str],
         chunk: int = 32,
+        closed: Collection[int] = (),
     ):
         if chunk < 1 or len(groups) != len(documents):
             raise DougongError(f"chunks of {chunk} tokens, {len(groups)} groups of {len(documents)} documents")
         self.chunk, self._decode = chunk, decode
-        cut, owners = [], []
-        for tokens, group in zip(documents, groups, strict=True):
+        cut, owners, self._open = [], [], []
+        self.first = [0]
+        """The number of each document's first chunk."""
+        for place, (tokens, group) in enumerate(zip(documents, groups, strict=True)):
             for start in range(0, len(tokens), chunk):
                 cut.append(_filled(tokens[start : start + 2 * chunk], 2 * chunk))
                 owners.append(group)
+                self._open.append(place not in closed)
+            self.first.append(len(cut))
         self._tokens = np.array(cut, dtype=np.int64).reshape(len(cut), 2 * chunk)
-        self._groups = np.array(owners, dtype=np.int64)
+        self._groups = owners
         own = [self._words(row[:chunk]) for row in self._tokens]
         self._index = WordIndex(range(len(own)), own)
 
@@ -51,15 +65,20 @@ class Neighbours:
     def _words(self, row: Int[np.ndarray, " T"]) -> str:
         return self._decode([int(each) for each in row if each != NONE])
 
-    def find(self, chunks: Int[np.ndarray, "N m"], k: int, groups: Sequence[int]) -> Int[np.ndarray, "N k"]:
-        """The numbers of the k stored chunks with the most in common with each chunk, of other groups than its own
-        (-1: of none), best first; -1 where there are not so many."""
+    def find(self, chunks: Int[np.ndarray, "N m"], k: int, askers: Sequence[Asker]) -> Int[np.ndarray, "N k"]:
+        """The numbers of the k stored chunks with the most in common with each chunk, among those that its asker may
+        read, best first; -1 where there are not so many."""
         found = np.full((len(chunks), k), NONE, dtype=np.int64)
-        for place, (row, group) in enumerate(zip(chunks, groups, strict=True)):
+        for place, (row, asker) in enumerate(zip(chunks, askers, strict=True)):
             hits = [number for number, _ in self._index.search(self._words(row), k + SPARE)]
-            kept = [number for number in hits if group < 0 or self._groups[number] != group][:k]
+            kept = [number for number in hits if self._may(asker, number)][:k]
             found[place, : len(kept)] = kept
         return found
+
+    def _may(self, asker: Asker, number: int) -> bool:
+        if asker.past[0] <= number < asker.past[1]:
+            return True
+        return self._open[number] and self._groups[number] != asker.group
 
     def passages(self, numbers: Int[np.ndarray, "*N"]) -> Int[np.ndarray, "*N r"]:
         """The tokens of stored chunks and of what followed each, r = 2 `chunk`; all NONE for number -1."""

@@ -14,7 +14,7 @@ from dougong.base import DougongError
 from dougong.data.batch import Batch
 from dougong.model import Model, initialise
 from dougong.parts.linear import Linear
-from dougong.rag.neighbours import Neighbours, shared_run
+from dougong.rag.neighbours import Asker, Neighbours, shared_run
 from dougong.rag.reader import NONE, read, reader_spec, reading, reads
 
 VOCAB, CHUNK, CHUNKS, FOUND, EACH = 40, 4, 3, 2, 6
@@ -139,27 +139,36 @@ DOCUMENTS = (
 )
 
 
-def store(groups: list[int]) -> Neighbours:
+def store(groups: list[int], closed: tuple[int, ...] = ()) -> Neighbours:
     words = {word: number for number, word in enumerate(dict.fromkeys(" ".join(DOCUMENTS).split()))}
     names = list(words)
     ids = [[words[word] for word in text.split()] for text in DOCUMENTS]
-    return Neighbours(ids, groups, lambda row: " ".join(names[each] for each in row), chunk=5)
+    return Neighbours(ids, groups, lambda row: " ".join(names[each] for each in row), 5, closed)
 
 
 def test_a_chunk_is_found_with_what_followed_it_and_never_by_its_own_text() -> None:
     held = store([0, 1, 2])
-    assert len(held) == 7
+    assert len(held) == 7 and held.first == [0, 2, 4, 7]
     asked = held.passages(np.array([0]))[:, :5]
-    (own,) = held.find(asked, 1, [0])  # as document 0: its own chunk is left out, its twin's is found
+    (own,) = held.find(asked, 1, [Asker(0)])  # as document 0: its own chunk is left out, its twin's is found
     assert own.tolist() == [2]
     assert held.passages(own)[0].tolist()[:5] == asked[0].tolist()
-    (any_group,) = held.find(asked, 1, [NONE])
+    (any_group,) = held.find(asked, 1, [Asker(NONE)])
     assert any_group.tolist() == [0]
-    (found,) = store([0, 0, 2]).find(asked, 2, [0])  # the twin is a near copy: one group
+    (found,) = store([0, 0, 2]).find(asked, 2, [Asker(0)])  # the twin is a near copy: one group
     assert 0 not in found and 2 not in found and 3 not in found
     assert (held.passages(np.array([[NONE]])) == NONE).all()
     with pytest.raises(DougongError, match="2 groups of 3 documents"):
         store([0, 1])
+
+
+def test_of_a_closed_document_only_its_own_past_is_read() -> None:
+    held = store([0, 1, 2], closed=(0,))
+    asked = held.passages(np.array([0]))[:, :5]
+    assert held.find(asked, 3, [Asker(2)])[0].tolist()[0] == 2  # document 0 is nobody else's
+    assert 0 not in held.find(asked, 7, [Asker(2)])[0]
+    assert held.find(asked, 1, [Asker(0, (0, 1))])[0].tolist() == [0]
+    assert 1 not in held.find(asked, 7, [Asker(0, (0, 1))])[0]  # not its past
 
 
 @given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))

@@ -54,6 +54,10 @@ class Store(ABC):
     def chunks(self) -> dict[int, Chunk]:
         """All chunks by id, in the order of documents and places."""
 
+    def of_files(self, files: Collection[str]) -> dict[int, Chunk]:
+        """The chunks that came from these files, by id."""
+        return {each: chunk for each, chunk in self.chunks().items() if chunk.meta.get("file", chunk.doc) in files}
+
     @abstractmethod
     def vectors(self, ids: Sequence[int]) -> Float[np.ndarray, "N D"]:
         """The vectors of chunks, a row for each id."""

@@ -20,7 +20,9 @@ from dougong.data.documents import near_duplicate_groups, split_documents
 from dougong.data.loader import LoaderState
 from dougong.data.stdlib import standard_library
 from dougong.hub import LanguageModel
+from dougong.lab import facts
 from dougong.lab.experiment import Budget, Results, Study, place
+from dougong.lab.facts import Facts, world
 from dougong.lab.statistics import Mean, difference, separates
 from dougong.model import Model, ModelSpec, initialise
 from dougong.rag.knn import KnnLM
@@ -37,16 +39,23 @@ VOCAB, WIDTH, CHUNK, CHUNKS, FOUND = 1024, 64, 32, 4, 2
 LENGTH = CHUNK * CHUNKS
 POOL, TESTED, STORED = 4000, 192, 600  # rows to learn from, rows of the test, rows whose states a kNN-LM keeps
 DROPPED = 0.125  # share of the chunks that learn to do without passages
-PRACTICE = 0.5  # share of the updates in which every other row is given, among its passages, what it must predict
 SHARE, NEIGHBOURS = 0.15, 16  # of the kNN-LM
 NEAR = CHUNK // 8  # a passage that shares a longer run of tokens with what is predicted may give it away
 
+LIBRARY, FACTS = "library", "facts"
 READER, DECODER, LONGER = "reader", "decoder", "decoder, equal operations"
+FACT_READER, FACT_DECODER = "facts: reader", "facts: decoder"
+WORLD, ASKED_OF = 2000, 200  # rows of the made-up world to learn from, and of the one that is tested
 GIVEN = ("found", "found elsewhere", "random", "none")
 
 
 def spec_of(name: str) -> ModelSpec:
-    """The reader: three layers, two of which read, and an encoder of one. The decoder: five, as many parameters."""
+    """The reader: three layers, two of which read, and an encoder of one. The decoder: five, as many parameters. Of
+    made-up facts two layers, both of which read, against four."""
+    if name == FACT_READER:
+        return reader_spec(facts.VOCAB, WIDTH, 2, context=facts.LENGTH, reading=(0, 1), encoder=1)
+    if name == FACT_DECODER:
+        return reader_spec(facts.VOCAB, WIDTH, 4, context=facts.LENGTH, encoder=0)
     if name == READER:
         return reader_spec(VOCAB, WIDTH, 3, context=LENGTH, reading=(1, 2), encoder=1)
     return reader_spec(VOCAB, WIDTH, 5, context=LENGTH, encoder=0)
@@ -112,55 +121,50 @@ def _rows(documents: list[list[int]], those: range, groups: list[int], store: Ne
 
 @dataclass(frozen=True)
 class Reading:
-    """Batches of the rows to learn from with their passages, some of which are taken away. In the first `practice`
-    updates every other row has one passage replaced by the chunk and what follows it in the row: where there is always
-    something to copy, copying is learned soon. (A test never gives that.)"""
+    """Batches of rows with their passages, some of which are taken away."""
 
+    text: str
     rows: int
     seed: int
-    practice: int = 0
 
     def __call__(self, state: LoaderState | None, ranks: Ranks) -> Iterator[tuple[Batch, LoaderState]]:
-        learn, taken = corpus()[1], 0 if state is None else state.taken
+        learn, taken = learnt(self.text), 0 if state is None else state.taken
+        length = learn.tokens.shape[1] - 1
         while True:
             rng = np.random.default_rng((self.seed, taken))
             chosen = torch.from_numpy(rng.integers(0, len(learn.tokens), self.rows))
             gone = torch.from_numpy(rng.random((self.rows, CHUNKS)) < DROPPED)
-            tokens, passages = learn.tokens[chosen], learn.passages[chosen]
-            if taken < self.practice:
-                passages[::2, :, 0] = following(tokens[::2])
-            passages = passages.masked_fill(gone[..., None, None], NONE)
+            passages = learn.passages[chosen].masked_fill(gone[..., None, None], NONE)
+            tokens = learn.tokens[chosen]
             taken += 1
-            positions = torch.arange(LENGTH).expand(self.rows, -1)
+            positions = torch.arange(length).expand(self.rows, -1)
             batch = Batch(
                 tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), positions, None, None, {"passages": passages}
             )
-            yield batch, LoaderState(taken, "retrieval")
+            yield batch, LoaderState(taken, self.text)
 
 
-def following(tokens: Tensor) -> Tensor:
-    """Each chunk of rows (N, LENGTH + 1) with the chunk after it, (N, CHUNKS, 2 CHUNK)."""
-    chunks = tokens[:, :LENGTH].view(-1, CHUNKS, CHUNK)
-    after = torch.cat((chunks[:, 1:], torch.full_like(chunks[:, :1], NONE)), 1)
-    return torch.cat((chunks, after), -1)
+def learnt(text: str) -> Rows | Facts:
+    """The rows to learn from: of the library, or of a made-up world."""
+    return corpus()[1] if text == LIBRARY else world(0, WORLD)
 
 
-def given(test: Rows, what: str) -> Tensor:
+def given(test: Rows | Facts, what: str) -> Tensor:
     """The passages of a condition: those found, those found in other documents, those that other rows found, none."""
     if what == "none":
         return torch.full_like(test.passages, NONE)
     if what == "random":
         return test.passages.roll(len(test.passages) // 2, 0)
-    return test.passages if what == "found" else test.elsewhere
+    return test.elsewhere if what == "found elsewhere" and isinstance(test, Rows) else test.passages
 
 
-def losses(model: Model, test: Rows, passages: Tensor | None, at_once: int = 16) -> Tensor:
-    """Nats of every target token, (N, LENGTH)."""
-    told = []
+def losses(model: Model, test: Rows | Facts, passages: Tensor | None, at_once: int = 16) -> Tensor:
+    """Nats of every target token, (N, T)."""
+    told, chunk = [], (test.tokens.shape[1] - 1) // CHUNKS
     for first in range(0, len(test.tokens), at_once):
         rows = test.tokens[first : first + at_once]
         tokens, targets = rows[:, :-1], rows[:, 1:]
-        output = model(tokens) if passages is None else read(model, tokens, passages[first : first + at_once], CHUNK)
+        output = model(tokens) if passages is None else read(model, tokens, passages[first : first + at_once], chunk)
         told.append(F.cross_entropy(output.logits.float().transpose(1, 2), targets, reduction="none"))
     return torch.cat(told)
 
@@ -205,17 +209,18 @@ def after_reading(chunks: Tensor) -> Tensor:
 class Retrieval(Study):
     title = ("A model that reads what was found", "边检索边阅读的模型")
     question = (
-        "One model reads passages of other documents by cross-attention (RETRO), chunk after chunk; one of as many "
-        "parameters cannot. Both learn from the same rows of Python's library. Who predicts held-out modules better?",
-        "一个模型逐块通过交叉注意力阅读其他文档的段落（RETRO），另一个参数同样多但不能阅读。"
-        "二者学同样的 Python 标准库文本，谁对未见模块预测得更好？",
+        "One model reads retrieved passages by cross-attention (RETRO), chunk after chunk; one of as many parameters "
+        "cannot. Who predicts better: made-up facts of a world that was never learned from, and held-out modules of "
+        "Python's library?",
+        "一个模型逐块通过交叉注意力阅读检索到的段落（RETRO），另一个参数同样多但不能阅读。"
+        "对从未学过的虚构世界中的事实，以及 Python 标准库的未见模块，谁预测得更好？",
     )
 
     def budget(self) -> Budget:
-        return Budget(steps=600, rows=8)
+        return Budget(steps=300, rows=16)
 
     def tried(self) -> dict[str, Any]:
-        return {name: record_to(spec_of(name)) for name in (READER, DECODER, LONGER)}
+        return {name: record_to(spec_of(name)) for name in (FACT_READER, FACT_DECODER, READER, DECODER, LONGER)}
 
     def trial(self, name: str, seed: int, folder: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
         model = initialise(Model(spec_of(name)), seed)
@@ -227,16 +232,20 @@ class Retrieval(Study):
             schedule=Schedule("cosine", warmup=max(1, steps // 10), final=0.05),
             checkpoint=0,
         )
-        objective = reading(CHUNK) if name == READER else next_token
+        text = FACTS if name in (FACT_READER, FACT_DECODER) else LIBRARY
+        objective = reading(facts.CHUNK if text == FACTS else CHUNK) if spec_of(name).encoder else next_token
         run, label = place(folder, name, seed), f"{name} seed {seed}"
-        rows = Reading(budget.rows, seed, round(PRACTICE * steps) if name == READER else 0)
+        rows = Reading(text, budget.rows, seed)
         train(model, rows, training, run, objective=objective, resume=True, label=label, quiet=quiet)
         model.eval()
         with torch.no_grad():
             return {"updates": steps, "parameters": model.spec.parameters(), **self.measure(name, model)}
 
     def measure(self, name: str, model: Model) -> dict[str, float]:
-        """Bits a byte of the held-out rows: all, and those of chunks whose passages do not give them away."""
+        """Of facts: nats of the value that was asked. Of the library: bits a byte of the held-out rows, all, and those
+        of chunks whose passages do not give them away."""
+        if name in (FACT_READER, FACT_DECODER):
+            return asked_values(model)
         test = corpus()[2]
         new = after_reading(far())
         if name == READER:
@@ -250,6 +259,9 @@ class Retrieval(Study):
         return measured | ({"kNN-LM": _knn(model)} if name == DECODER else {})
 
     def figures(self, results: Results) -> list[str]:
+        ways = [(FACT_READER, what) for what in ("found", "random", "none")] + [(FACT_DECODER, "none")]
+        values = [(f"{name}, {what}", results.mean(name, what)) for name, what in ways]
+        nats = [Group(label, [Interval(each.value, each.low, each.high)]) for label, each in values]
         groups, cells = [], []
         for name, what in _told(results):
             value, alike = results.mean(name, what), f"{what}, nothing alike"
@@ -264,7 +276,9 @@ class Retrieval(Study):
             ("updates", "更新次数"),
         )
         chart = ("Bits a byte of held-out modules", "未见模块的每字节比特数")
-        return [bar_chart(groups, [("bits a byte", "每字节比特")], chart, ("bits", "比特")), table(heads, cells)]
+        fact = ("Nats of a value that only a passage tells", "只有段落里才有的答案：纳特")
+        first = bar_chart(nats, [("nats", "纳特")], fact, ("nats", "纳特"))
+        return [first, bar_chart(groups, [("bits a byte", "每字节比特")], chart, ("bits", "比特")), table(heads, cells)]
 
     def verdict(self, results: Results) -> list[str]:
         pairs = [
@@ -275,7 +289,8 @@ class Retrieval(Study):
             ("the reader, instead of a decoder of its operations", (READER, "found"), (LONGER, "none")),
             ("a kNN-LM over the decoder, instead of the decoder", (DECODER, "kNN-LM"), (DECODER, "none")),
         ]
-        told = [f"Bits a byte, {what}: {_gap(results.values, one, other)}." for what, one, other in pairs]
+        told = [f"Nats of a made-up fact, where guessing costs {math.log(len(facts.VALUES)):.2f}: {_facts(results)}."]
+        told += [f"Bits a byte, {what}: {_gap(results.values, one, other)}." for what, one, other in pairs]
         alike = ", nothing alike"
         one, other = (READER, f"found{alike}"), (READER, f"none{alike}")
         told.append(
@@ -283,6 +298,16 @@ class Retrieval(Study):
             f"{_gap(results.values, one, other)}. That share of the chunks is {float(far().float().mean()):.0%}."
         )
         return told
+
+
+def asked_values(model: Model) -> dict[str, float]:
+    """Nats of the values that a row of another world asks for, the mean; guessing costs ln 12."""
+    test = world(1, ASKED_OF)
+    places = [each - 1 for each in facts.ASKED]
+    if model.spec.encoder is None:
+        return {"none": float(losses(model, test, None)[:, places].mean())}
+    ways = ("found", "random", "none")
+    return {what: float(losses(model, test, given(test, what))[:, places].mean()) for what in ways}
 
 
 def _knn(model: Model) -> float:
@@ -297,6 +322,13 @@ def _knn(model: Model) -> float:
 def _told(results: Results) -> list[tuple[str, str]]:
     wanted = [(READER, what) for what in GIVEN] + [(DECODER, "none"), (DECODER, "kNN-LM"), (LONGER, "none")]
     return [(name, what) for name, what in wanted if what in results.values[name]]
+
+
+def _facts(results: Results) -> str:
+    ways = [(FACT_READER, "found"), (FACT_READER, "random"), (FACT_READER, "none"), (FACT_DECODER, "none")]
+    told = [f"{name.removeprefix('facts: ')}, {what} {results.mean(name, what)}" for name, what in ways]
+    gap = _gap(results.values, ways[0], ways[-1])
+    return f"{'; '.join(told)}; the reader with what was found, instead of the decoder: {gap}"
 
 
 def _gap(values: Mapping[str, Mapping[str, Any]], one: tuple[str, str], other: tuple[str, str]) -> str:

@@ -145,3 +145,80 @@ def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:
     for wrong, words in ((["--weight", "2"], "--weight is 2"), (["--queries", "-1"], "--queries is -1")):
         assert main(["rag", "eval", *wrong, "--data", str(few)]) == 1
         assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def village(folder: Path) -> Path:
+    pytest.importorskip("igraph")
+    (folder / "docs" / "a.txt").write_text(
+        "In 1703 Ann Lee built Stone Bridge near Millford. In Millford lives Bo Chen.\n"
+    )
+    (folder / "docs" / "b.txt").write_text(
+        "Later Carl Diaz sold Red Mill to Dora Eno. They say Ann Lee met Carl Diaz.\n"
+    )
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    return folder
+
+
+def test_the_graph_is_drawn_searched_and_kept(village: Path, capsys) -> None:
+    capsys.readouterr()
+    graph = ["rag", "graph", "--library", "index"]
+    assert main([*graph, "--json"]) == 0
+    (told,) = lines(capsys)
+    assert (
+        told["names"] >= 6 and told["communities"] >= 1 and any("Ann Lee" in e["names"] for e in told["largest"])
+    )
+    assert (village / "index" / "graph.json").is_file()
+
+    assert main([*graph, "--path", "Stone Bridge", "Red Mill", "--json"]) == 0
+    (told,) = lines(capsys)
+    way = told["paths"][0]
+    assert {"Stone Bridge", "Red Mill"} <= {name for step in way for name in (step["said"][0], step["said"][2])}
+    doc, first, last = way[0]["places"][0]
+    assert "Ann Lee" in (village / doc).read_bytes()[first:last].decode()
+
+    assert main([*graph, "what did Ann Lee build?"]) == 0
+    out = capsys.readouterr().out
+    assert "Stone Bridge" in out and "docs/a.txt, bytes" in out
+    assert main([*graph, "who sold the Red Mill?", "--search", "global"]) == 0
+    assert "Carl Diaz" in capsys.readouterr().out
+    assert main([*graph]) == 0
+    assert "names" in capsys.readouterr().out
+    for args, words in (
+        (["--path", "Ann Lee", "Nobody"], "there is no entity 'Nobody'"),
+        (["x", "-k", "0"], "-k is 0"),
+        (["x", "--extract", "model"], "give --model"),
+        ([" "], "the question is empty"),
+    ):
+        assert main([*graph, *args]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_what_is_removed_leaves_the_graph_and_the_files_on_disk(village: Path, capsys) -> None:
+    graph = ["rag", "graph", "--library", "index", "--json"]
+    assert main(graph) == 0
+    assert "Dora Eno" in (village / "index" / "graph.json").read_text()
+    (village / "docs" / "b.txt").unlink()
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    assert "Dora Eno" not in (village / "index" / "graph.json").read_text()  # before anybody asks the graph again
+    capsys.readouterr()
+    assert main(graph) == 0
+    assert "Carl Diaz" not in capsys.readouterr().out
+
+    assert main(["rag", "remove", "docs/*.txt", "--library", "index"]) == 0
+    assert "1 removed" in capsys.readouterr().out
+    assert "Ann Lee" not in (village / "index" / "graph.json").read_text()
+    assert main(["rag", "remove", "docs/bridg.md", "--library", "index"]) == 1
+    assert "did you mean 'docs/bridge.md'" in capsys.readouterr().err
+    kept = b"".join(each.read_bytes() for each in (village / "index").rglob("*") if each.is_file())
+    assert b"Ann Lee" not in kept and b"Dora Eno" not in kept
+
+
+def test_a_model_draws_the_graph_over_http(village: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    found = {"entities": [{"name": "Ann Lee", "description": "a builder"}], "relations": []}
+    capsys.readouterr()
+    with ScriptedChat([*[json.dumps(found)] * 3, "They build [1]."]) as script, script.serve() as url:
+        args = ["--library", "index", "--extract", "model", "--model", url]
+        assert main(["rag", "graph", "what of Ann Lee?", *args]) == 0
+    assert "They build [1]." in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from dougong.cli import main
 from dougong.data.documents import split_documents
 from dougong.data.stdlib import standard_library
-from dougong.lab import retrieval
+from dougong.lab import facts, retrieval
 from dougong.rag.neighbours import Neighbours
 from dougong.rag.reader import NONE
 from dougong.train.ranks import Ranks
@@ -22,6 +22,8 @@ def small(monkeypatch):
     pytest.importorskip("faiss")
     some = list(islice(standard_library(), 0, None, 12))
     monkeypatch.setattr(retrieval, "standard_library", lambda: [each for each in some if len(each.text) < 40_000])
+    monkeypatch.setattr(retrieval, "WORLD", 30)
+    monkeypatch.setattr(retrieval, "ASKED_OF", 8)
     for name, value in (("POOL", 24), ("TESTED", 8), ("STORED", 8), ("VOCAB", 320), ("WIDTH", 16)):
         monkeypatch.setattr(retrieval, name, value)
     kept = (retrieval.corpus, retrieval.sizes, retrieval.far)
@@ -36,7 +38,7 @@ def test_it_runs_and_tells(small, tmp_path, capsys) -> None:
     command = ["lab", "retrieval", "--steps", "2", "--seeds", "2", "--out", str(tmp_path / "run"), "--quiet"]
     assert main(command) == 0
     told = capsys.readouterr().out
-    assert told.count("±") == 7 and "report" in told
+    assert told.count("±") == 12 and "report" in told
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<svg" in page and "nan" not in page.lower()
 
@@ -72,25 +74,33 @@ def spelled(tokenizer, row: torch.Tensor) -> bytes:
     return b"".join(tokenizer.token_bytes(each) for each in row.tolist() if each != NONE)
 
 
-def test_practice_ends(small) -> None:
-    tokens = retrieval.corpus()[1].tokens
-    assert retrieval.following(tokens)[0, 1].tolist() == tokens[0, 32:96].tolist()
-    assert retrieval.following(tokens)[0, 3].tolist() == [*tokens[0, 96:128].tolist(), *[NONE] * 32]
-    batches = [batch for batch, _ in islice(retrieval.Reading(6, 0, practice=1)(None, Ranks()), 2)]
-    given = [
-        sum(
-            torch.equal(each, own)
-            for passages, row in zip(batch.further["passages"], retrieval.following(batch.tokens), strict=True)
-            for each, own in zip(passages[:, 0], row, strict=True)
-        )
-        for batch in batches
-    ]
-    assert given[0] > 0 == given[1]
+def test_facts_are_found_and_no_other_world_tells_them() -> None:
+    here, other = facts.world(0, 40), facts.world(1, 40)
+    for made in (here, other):
+        for row, passages in zip(made.tokens, made.passages, strict=True):
+            for asked in facts.ASKED:
+                told = row[asked - 7 : asked + 2]
+                found = passages[asked // facts.CHUNK - 1, :, : facts.CHUNK]
+                assert any(torch.equal(each, told) for each in found)  # what the question before it found
+    known = {tuple(each[:7].tolist()): int(each[7]) for each in here.passages.flatten(0, 2)}
+    again = {tuple(each[:7].tolist()): int(each[7]) for each in other.passages.flatten(0, 2)}
+    same = [known[each] == again[each] for each in known.keys() & again.keys()]
+    assert len(same) > 5 and sum(same) < len(same) / 2
+
+
+def test_batches_resume_where_they_were() -> None:
+    stream = retrieval.Reading(retrieval.FACTS, 3, seed=1)(None, Ranks())
+    first = [next(stream) for _ in range(3)]
+    again = next(retrieval.Reading(retrieval.FACTS, 3, seed=1)(first[1][1], Ranks()))
+    assert torch.equal(again[0].tokens, first[2][0].tokens)
+    assert torch.equal(again[0].further["passages"], first[2][0].further["passages"])
 
 
 def test_what_is_compared_is_of_one_size(small) -> None:
-    reader, decoder = (retrieval.spec_of(name).parameters() for name in (retrieval.READER, retrieval.DECODER))
-    assert 1 <= decoder / reader < 1.05  # the decoder has what the reader has, and a little more
+    pairs = ((retrieval.READER, retrieval.DECODER), (retrieval.FACT_READER, retrieval.FACT_DECODER))
+    for pair in pairs:
+        reader, decoder = (retrieval.spec_of(name).parameters() for name in pair)
+        assert 1 <= decoder / reader < 1.1  # the decoder has what the reader has, and a little more
     assert retrieval.operations(retrieval.READER) > retrieval.operations(retrieval.DECODER)
 
 

@@ -53,6 +53,7 @@ class SqliteStore(Store):
         with self._explained():
             self._db = sqlite3.connect(place, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.execute("PRAGMA secure_delete = ON")  # what is removed is not left in free pages of the file
             self._db.executescript(SCHEMA)
         self._seen = -1
         self._chunks: dict[int, Chunk] = {}

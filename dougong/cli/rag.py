@@ -189,7 +189,10 @@ def search(args: list[str]) -> int:
     query = _words(options.query, "query")
     library = ready(options.library, options.embedder)
     where = None if options.doc is None else {"doc": options.doc}
-    for hit in library.search(query, options.k, where, options.how):
+    hits = library.search(query, options.k, where, options.how)
+    if not hits and not options.json:
+        print("no passage fits")
+    for hit in hits:
         if options.json:
             print(json.dumps({"score": hit.score, **_place(hit), "text": hit.chunk.text}, ensure_ascii=False))
         else:
@@ -202,6 +205,8 @@ def ask(args: list[str]) -> int:
     question = _words(options.question, "question")
     if options.agentic and options.model is None:
         raise DougongError("--agentic needs a model that decides; give --model")
+    if options.k < 1:
+        raise DougongError(f"-k is {options.k}; expected at least 1")
     model = None if options.model is None else chat_model(options.model)
     library = ready(options.library, options.embedder)
     retriever = library.retriever(options.how)

@@ -43,6 +43,9 @@ def test_index_search_and_ask(folder: Path, capsys) -> None:
     assert hit["doc"] == "docs/bridge.md"
     assert (folder / hit["doc"]).read_text()[hit["start"] : hit["end"]] == hit["text"]
 
+    assert main(["rag", "search", "bridge", "--library", "index", "--doc", "other/*"]) == 0
+    assert capsys.readouterr().out == "no passage fits\n"
+
     assert main(["rag", "ask", "when was the stone bridge built?", "--library", "index"]) == 0
     out = capsys.readouterr().out
     assert "built in 1703" in out and "[1] docs/bridge.md, bytes" in out
@@ -82,6 +85,8 @@ def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
         (["ask", " "], "the question is empty"),
         (["index", "absent", "--library", "i"], "absent does not exist"),
         (["ask", "x", "--agentic"], "give --model"),
+        (["ask", "x", "-k", "-3"], "-k is -3"),
+        (["remove"], "no file is named"),
         (["eval", "--retrievers", "hyde", "--data", "."], "give --model"),
         (["eval", "--data", "nowhere"], "there are no collections"),
     ):
@@ -165,9 +170,7 @@ def test_the_graph_is_drawn_searched_and_kept(village: Path, capsys) -> None:
     graph = ["rag", "graph", "--library", "index"]
     assert main([*graph, "--json"]) == 0
     (told,) = lines(capsys)
-    assert (
-        told["names"] >= 6 and told["communities"] >= 1 and any("Ann Lee" in e["names"] for e in told["largest"])
-    )
+    assert told["names"] >= 6 and told["communities"] >= 1 and any("Ann Lee" in e["names"] for e in told["largest"])
     assert (village / "index" / "graph.json").is_file()
 
     assert main([*graph, "--path", "Stone Bridge", "Red Mill", "--json"]) == 0

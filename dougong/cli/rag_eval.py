@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dougong.rag.hit import Retriever
     from dougong.rag.library import Library
 
-Name = Literal["cranfield", "cisi", "cmrc"]
-Way = Literal["words", "dense", "hybrid", "hyde", "fusion", "multi"]
+Name = Literal["cranfield", "cisi", "cmrc", "hotpot"]
+Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
 FIRST = "nDCG@10"
 """The measure by which ways of searching are compared."""
@@ -42,11 +42,12 @@ class Evaluate:
     """
 
     collections: tuple[Name, ...] = ("cranfield", "cisi", "cmrc")
-    """aerodynamics (English), information science (English), Wikipedia (Chinese)"""
+    """aerodynamics (English), information science (English), Wikipedia (Chinese), questions of two hops (English)"""
     chunkers: tuple[ChunkerName, ...] = ("structure",)
     """how documents are cut"""
     retrievers: tuple[Way, ...] = ("words", "dense", "hybrid")
-    """how chunks are found; hyde, fusion and multi let a model reword the query before a hybrid search"""
+    """how chunks are found; hops follows names by rule; hyde, fusion and multi let a model reword the query; all four
+    search by the hybrid"""
     rerankers: tuple[Rank, ...] = ("none",)
     """a second look at the first 30: by an embedder's cosine, or by a model that puts them in order"""
     limit: int = 1000
@@ -54,7 +55,7 @@ class Evaluate:
     queries: int = 0
     """only the first so many of each collection; 0: all"""
     answers: Flag = False
-    """measure answers too where a collection expects some (cmrc): exact match, F1, faithfulness"""
+    """measure answers too where a collection expects some (cmrc, hotpot): exact match, F1, faithfulness"""
     weight: Annotated[float | None, hint("none: reciprocal ranks")] = None
     """hybrid by scores, not ranks: this share for the vectors, 0 to 1, the rest for the words"""
     model: ChatPath = None
@@ -203,6 +204,7 @@ def _answers(options: Evaluate, collection: Collection, library: Library, names:
 def _retriever(options: Evaluate, library: Library, way: str, rank: str) -> Retriever:
     from dougong.rag.rerank import Listwise
     from dougong.rag.retrievers import Hybrid, Hypothetical, ManyQueries, Reranked
+    from dougong.rag.retrievers.hops import Hops
     from dougong.rag.retrievers.mixed import ByMeaning
 
     hybrid = library.retriever("hybrid")
@@ -213,6 +215,8 @@ def _retriever(options: Evaluate, library: Library, way: str, rank: str) -> Retr
         found: Retriever = library.retriever("words" if way == "words" else "dense")
     elif way == "hybrid":
         found = hybrid
+    elif way == "hops":
+        found = Hops(hybrid)
     else:
         model = _chat(options.model or "")
         found = Hypothetical(hybrid, model) if way == "hyde" else ManyQueries(hybrid, model, fused=way == "fusion")

@@ -21,6 +21,7 @@ from dougong.rag.hit import Hit, Retriever
 from dougong.rag.library import Library
 from dougong.rag.rerank import Listwise
 from dougong.rag.retrievers import Hybrid, Hypothetical, ManyQueries, Parents, Reranked, Suited, Varied
+from dougong.rag.retrievers.hops import Hops, further
 from dougong.rag.retrievers.mixed import ByMeaning
 from tests.rag.conftest import Hashed
 
@@ -277,3 +278,21 @@ def test_the_word_index_is_kept_beside_the_store_and_never_trusted_too_far(tmp_p
         library.add_documents([Document("a stone bridge", "a")])
         assert sorted(found(library)) == ["a", "b"]
         library.close()
+
+
+def test_the_second_hop_asks_what_is_left_with_the_names_that_came() -> None:
+    chunk = Chunk("Ann Lee was taught by Bo Chen.", "ann", 0, 30)
+    assert further("Where was the teacher of Ann Lee born?", chunk) == "teacher born Bo Chen"
+    assert further("Who is Bo Chen, and who Ann Lee?", chunk) == ""
+
+
+def test_two_hops_meet_where_one_cannot(embedder) -> None:
+    library = Library.open("memory:", embedder, Sentences(30))
+    texts = {"ann": "Ann Lee was taught by Bo Chen.", "bo": "Bo Chen grew up in Millford.", "mill": "Red Mill stands."}
+    library.add_documents([Document(text, name) for name, text in texts.items()])
+    words = library.retriever("words")
+    assert [hit.chunk.doc for hit in words.search("Who taught Ann Lee, and where?", 2)] == ["ann"]
+    assert [hit.chunk.doc for hit in Hops(words).search("Who taught Ann Lee, and where?", 2)] == ["ann", "bo"]
+    assert Hops(words).search("zebra") == []
+    with pytest.raises(DougongError, match="width is 0"):
+        Hops(words, 0)

@@ -44,7 +44,7 @@ NEAR = CHUNK // 8  # a passage that shares a longer run of tokens with what is p
 
 LIBRARY, FACTS = "library", "facts"
 READER, DECODER, LONGER = "reader", "decoder", "decoder, equal operations"
-FACT_READER, FACT_DECODER = "facts: reader", "facts: decoder"
+FACT_READER, FACT_DECODER = "facts, reader", "facts, decoder"
 WORLD, ASKED_OF = 2000, 200  # rows of the made-up world to learn from, and of the one that is tested
 GIVEN = ("found", "found elsewhere", "random", "none")
 
@@ -326,7 +326,7 @@ def _told(results: Results) -> list[tuple[str, str]]:
 
 def _facts(results: Results) -> str:
     ways = [(FACT_READER, "found"), (FACT_READER, "random"), (FACT_READER, "none"), (FACT_DECODER, "none")]
-    told = [f"{name.removeprefix('facts: ')}, {what} {results.mean(name, what)}" for name, what in ways]
+    told = [f"{name.removeprefix('facts, ')}, {what} {results.mean(name, what)}" for name, what in ways]
     gap = _gap(results.values, ways[0], ways[-1])
     return f"{'; '.join(told)}; the reader with what was found, instead of the decoder: {gap}"
 

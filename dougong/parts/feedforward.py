@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dougong.parts import native
 from dougong.parts.context import Context
 from dougong.parts.fused import together
 from dougong.parts.linear import Linear
@@ -31,6 +32,40 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def dropped(x: Float[Tensor, "*N"], share: float, training: bool) -> Float[Tensor, "*N"]:
     """Dropout (Srivastava et al. 2014): in training each number is 0 with probability `share`, else x / (1 - share)."""
     return F.dropout(x, share) if share and training else x
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(g) u, which keeps g and u alone. With s = sigmoid(g): dg = dy u s (1 + g (1 - s)), du = dy g s."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ours = _kernels(gate, up)
+        return F.silu(gate).mul_(up) if ours is None else ours.swiglu(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        ours = _kernels(gate, up, grad)
+        if ours is not None:
+            return ours.swiglu_gradient(gate, up, grad)
+        return torch.ops.aten.silu_backward.default(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def _kernels(*tensors: Tensor) -> native.Kernels | None:
+    """Kernels of our own, where all tensors are as they want them."""
+    plain = all(each.dtype == torch.float32 and each.is_contiguous() for each in tensors)
+    return native.serving(tensors[0]) if plain else None
+
+
+def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
+    """silu(gate) * up (Shazeer 2020)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return F.silu(gate) * up
+    y = _SwiGLU.apply(gate, up)
+    assert isinstance(y, Tensor)
+    return y
 
 
 @dataclass(frozen=True)
@@ -112,4 +147,5 @@ class GatedMLPLayer(nn.Module):
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         gate, up = together(x, self.gate, self.up)
-        return self.down(dropped(self.activation(gate) * up, self.dropout, self.training))
+        y = swiglu(gate, up) if self.activation is F.silu else self.activation(gate) * up
+        return self.down(dropped(y, self.dropout, self.training))

@@ -1,7 +1,7 @@
-"""What decoding waits for, in C, where a compiler can build it; elsewhere PyTorch's kernels serve.
+"""What decoding and training wait for, in C, where a compiler can build it; elsewhere PyTorch's kernels serve.
 
     what      weights in 4, 8, 16 or 32 bits times a few rows of activations (products.c); norm, rotation and attention
-              of single tokens in float32 (token.c)
+              of single tokens in float32 (token.c); gate, norm and rotation with their gradients in float32 (layer.c)
     where     Linux on x86 CPUs with AVX512 VNNI and VBMI (Ice Lake, Zen 4 and later) and a C compiler named `cc`
     when      the first time they are asked for: a second of work, kept in $XDG_CACHE_HOME/dougong (~/.cache/dougong)
     not       with DOUGONG_NATIVE=0 in the environment
@@ -58,6 +58,12 @@ class Kernels:
         self._bfloat16 = function("bfloat16_linear", 4, 3, 0, None)
         self._attend = function("attend", 5, 12, 1, ctypes.c_int)
         self._rms_norm, self._turn = function("rms_norm", 3, 2, 1, None), function("turn", 4, 6, 0, None)
+        self._rms_norm_gradient = function("rms_norm_gradient", 4, 2, 1, None)
+        self._turn_text = function("turn_text", 4, 13, 0, None)
+        self._swiglu, self._swiglu_gradient = (
+            function("swiglu", 3, 1, 0, None),
+            function("swiglu_gradient", 5, 1, 0, None),
+        )
 
     def linear(
         self, x: Float[Tensor, "N i"], weight: Float[Tensor, "o i"], bias: Tensor | None
@@ -113,6 +119,42 @@ class Kernels:
         rows = x.stride(0), h if cos.shape[0] > 1 else 0
         self._turn(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), batch, heads, size, h, *rows)
         return y
+
+    def turn_text(
+        self,
+        x: Float[Tensor, "B T H d"],
+        cos: Float[Tensor, "#B T h"],
+        sin: Float[Tensor, "#B T h"],
+        y: Float[Tensor, "B T H d"],
+        back: bool = False,
+    ) -> None:
+        """The same for whole texts, or the rotation back, into y; of x and y only a head's coordinates are adjacent."""
+        (batch, tokens, heads, size), h = x.shape, cos.shape[-1]
+        shape = batch, tokens, heads, size, h, *x.stride()[:3], *y.stride()[:3]
+        angles = tokens * h if cos.shape[0] > 1 else 0
+        self._turn_text(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), *shape, angles, back)
+
+    def rms_norm_gradient(
+        self, x: Float[Tensor, "*N D"], weight: Float[Tensor, " D"], grad: Float[Tensor, "*N D"], eps: float
+    ) -> Float[Tensor, "*N D"]:
+        """The gradient of `rms_norm`'s x."""
+        out, width = _room(*x.shape), x.shape[-1]
+        pointers = x.data_ptr(), weight.data_ptr(), grad.data_ptr(), out.data_ptr()
+        self._rms_norm_gradient(*pointers, x.numel() // width, width, eps)
+        return out
+
+    def swiglu(self, gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
+        """silu(gate) * up."""
+        y = _room(*gate.shape)
+        self._swiglu(gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel())
+        return y
+
+    def swiglu_gradient(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of `swiglu`'s gate and up."""
+        of_gate, of_up = _room(*gate.shape), _room(*gate.shape)
+        pointers = (each.data_ptr() for each in (gate, up, grad, of_gate, of_up))
+        self._swiglu_gradient(*pointers, gate.numel())
+        return of_gate, of_up
 
     def attend(
         self,
@@ -188,8 +230,9 @@ def _cpu_flags() -> set[str]:
 def _built(compiler: str) -> Path:
     """The library's path. Built beside it and moved into place, so that no other process loads half of one."""
     sources = sorted(Path(__file__).parent.glob("*.c"))
+    shared = sorted(Path(__file__).parent.glob("*.h"))
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20, check=True).stdout
-    parts = (*(each.read_bytes() for each in sources), version, " ".join(_FLAGS).encode())
+    parts = (*(each.read_bytes() for each in (*sources, *shared)), version, " ".join(_FLAGS).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dougong"
     path = folder / f"kernels-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
     if path.is_file():

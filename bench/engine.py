@@ -290,7 +290,8 @@ def memory() -> float:
 class Contender:
     def __init__(self, name: str, options: argparse.Namespace, folder: str):
         self.name = name
-        command = [sys.executable, __file__, "--worker", name, "--threads", str(options.threads), "--folder", folder]
+        python = options.python.get(PEERS.get(name, ""), sys.executable)
+        command = [python, __file__, "--worker", name, "--threads", str(options.threads), "--folder", folder]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "VLLM_TARGET_DEVICE": "cpu"}
         self.process = subprocess.Popen(
             command + ["--quick"] * options.quick,
@@ -400,7 +401,9 @@ def report(
                 print(f"{name:20}{ratios}")
 
 
-def installed(package: str) -> bool:
+def installed(package: str, python: str | None) -> bool:
+    if python is not None:
+        return not subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # the package's own parent
@@ -411,7 +414,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
     """The contenders asked for that can run, ours and theirs in turn. Says what is left out."""
     peers = []
     for name in options.peers:
-        if installed(PEERS[name]):
+        if installed(PEERS[name], options.python.get(PEERS[name])):
             peers.append(name)
         else:
             print(f"{name}: skipped, {PEERS[name]} is not installed")
@@ -434,6 +437,14 @@ def main() -> None:
     parser.add_argument("--arms", type=several(arms), default=list(arms))
     parser.add_argument("--storages", type=several(STORAGES), default=["f32", "bf16", "int8", "int4"])
     parser.add_argument("--peers", type=several(PEERS), default=list(PEERS))
+    parser.add_argument(
+        "--python",
+        type=lambda given: tuple(given.split("=", 1)),
+        action="append",
+        default=[],
+        metavar="PACKAGE=PATH",
+        help="the interpreter that has a peer's package, where its requirements do not go with ours",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
@@ -445,6 +456,7 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.python = dict(options.python)
     shape = QUICK if options.quick else SHAPE
     if options.worker:
         worker(options.worker, shape, options.threads, options.folder)

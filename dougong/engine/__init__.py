@@ -5,15 +5,17 @@ text, with stop strings; `grammar` what it must match (`vocabulary`: in tokens; 
 its strings). How a token is chosen: `filters`, `choose`, `largest`. How a request goes on: `driver`, or `beam`,
 `contrastive`, `speculate` (and `propose`, who guesses). Who runs when: `scheduler`. Where state lies: `pages` (who owns
 what), `prefix` (who begins alike), `store` and `fixed` (the tensors), `lanes` (what decodes, side by side), `budget`
-(how much). What runs the model: `passes`, `runner`, `decode` (on a GPU), in a `setting` (a source, one of the
-`adapters`). In front of all: `engine`, and `service` for asyncio. Beside them: `score`, `embed`.
+(how much). What runs the model: `passes`, `runner`, `decode` (on a GPU), `taped` (single tokens by our own kernels), in
+a `setting` (a source, one of the `adapters`). In front of all: `ticket` (a request made ready), `engine`, and `service`
+for asyncio. Beside them: `score`, `embed`.
 """
 
-from dougong.engine.engine import Engine, Ticket
+from dougong.engine.engine import Engine
 from dougong.engine.grammar import Grammar
 from dougong.engine.request import Completion, Event, FinishReason
 from dougong.engine.sampling import Contrastive, Sampling
 from dougong.engine.service import Service
+from dougong.engine.ticket import Ticket
 
 __all__ = [
     "Completion",

@@ -6,56 +6,29 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dougong.base import DougongError
 from dougong.engine.adapters import check_adapter, virtual_ids
-from dougong.engine.beam import BeamSearch
 from dougong.engine.budget import parse_memory
-from dougong.engine.contrastive import ContrastiveSearch
-from dougong.engine.driver import Driver, Plain
 from dougong.engine.embed import embed_tokens
-from dougong.engine.grammar import Grammars
 from dougong.engine.prompts import prompt_ids
-from dougong.engine.propose import DraftModel, FurtherLayers, PromptLookup, Proposer
-from dougong.engine.request import Completion, Event, Request
+from dougong.engine.request import Completion, Event
 from dougong.engine.runner import Runner
 from dougong.engine.sampling import Sampling
-from dougong.engine.scheduler import Job, Scheduler
+from dougong.engine.scheduler import Scheduler
 from dougong.engine.score import Scored, score_tokens
-from dougong.engine.setting import Setting
-from dougong.engine.speculate import Several, Speculative
 from dougong.engine.store import KV
+from dougong.engine.ticket import Prompt, Ticket, Tickets
 from dougong.parts.shapes import Float
 from dougong.tune import attached
 
 if TYPE_CHECKING:
     from dougong.hub import LanguageModel
-
-Prompt = str | Sequence[int] | Tensor
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request that was submitted. number: the index of its events. prompt: its ids. error: why it ended with the
-    reason "error"; None otherwise."""
-
-    number: int
-    prompt: list[int]
-    sampling: Sampling
-    job: Job | None = None
-    inbox: deque[Event] | None = field(default=None, repr=False)
-    done: bool = False  # it has ended, and a step has told its last event
-
-    @property
-    def error(self) -> str | None:
-        return None if self.job is None else self.job.error
 
 
 class Engine:
@@ -95,7 +68,6 @@ class Engine:
         self._page_size, self._prefix_cache = page_size, prefix_cache
         self._kv: KV | None = kv
         self._lock = threading.RLock()
-        self._numbers = count()
         self._tickets: dict[int, Ticket] = {}
         self._kept: list[Event] = []  # of submitted requests, met while another call ran the steps
         self._weights: tuple[Any, ...] = ()
@@ -127,8 +99,22 @@ class Engine:
         return Scheduler(self.runner, self.max_batch, self.prefill_tokens)
 
     @cached_property
-    def _grammars(self) -> Grammars:
-        return Grammars(self.lm.tokenizer, self.lm.spec.vocab)
+    def _making(self) -> Tickets:
+        return Tickets(self.lm, lambda: self.runner, self._draft_runner, self.prefill_tokens)
+
+    def _draft_runner(self) -> Runner:
+        """Where the draft model keeps its sequences: within a fifth of the memory."""
+        if self.draft is None:
+            raise DougongError("speculation is 'draft', but this engine has no draft model; give Engine(draft=...)")
+        own, other = self.lm.tokenizer, self.draft.tokenizer
+        if own is not None and other is not None and own.vocab_size != other.vocab_size:
+            raise DougongError(
+                f"the draft model's tokenizer has {other.vocab_size} tokens, the model's {own.vocab_size}; "
+                "a draft model must have the same tokenizer"
+            )
+        self.draft.model.eval()
+        memory = self._budget // 5
+        return Runner(self.draft.model, memory, self._page_size, None, 2 * self.max_batch + 16, self._prefix_cache)
 
     def generate(
         self,
@@ -141,7 +127,7 @@ class Engine:
 
         Raises DougongError also when the model gives no usable numbers.
         """
-        tickets = self._tickets_for(prompts, sampling, source, adapter)
+        tickets = self._making.several(prompts, sampling, source, adapter)
         events: dict[tuple[int, int], list[Event]] = {
             (index, choice): [] for index, ticket in enumerate(tickets) for choice in range(ticket.sampling.n)
         }
@@ -172,7 +158,7 @@ class Engine:
         and when a request could never fit into the engine's memory.
         """
         # Not a generator itself: that would take requests, and refuse them, only when somebody looks.
-        return self._run(self._tickets_for(prompts, sampling, source, adapter))
+        return self._run(self._making.several(prompts, sampling, source, adapter))
 
     def submit(
         self,
@@ -196,7 +182,7 @@ class Engine:
         adapter: str | None = None,
     ) -> Ticket:
         """The first half of `submit`: checks the request and encodes its texts, and may run beside a step."""
-        return self._ticket(prompt, sampling or Sampling(), "the prompt", source, adapter)
+        return self._making.one(prompt, sampling or Sampling(), "the prompt", source, adapter)
 
     def begin(self, ticket: Ticket, priority: int = 0) -> None:
         """The second half of `submit`: puts a prepared request in line."""
@@ -293,135 +279,6 @@ class Engine:
         with self._lock, self._evaluating():
             return score_tokens(self.lm.model, given, self.prefill_tokens, top, adapter)
 
-    def _tickets_for(
-        self,
-        prompts: Sequence[Prompt] | Tensor,
-        sampling: Sampling | Sequence[Sampling] | None,
-        sources: Sequence[Prompt] | None,
-        adapters: str | Sequence[str | None] | None,
-    ) -> list[Ticket]:
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if sampling is None or isinstance(sampling, Sampling):
-            samplings = [sampling or Sampling()] * len(prompts)
-        else:
-            samplings = list(sampling)
-        if len(samplings) != len(prompts):
-            raise DougongError(f"{len(samplings)} samplings for {len(prompts)} prompts; give one, or one for each")
-        read: list[Prompt | None] = [None] * len(prompts) if sources is None else list(sources)
-        if len(read) != len(prompts):
-            raise DougongError(f"{len(read)} sources for {len(prompts)} prompts; give one for each")
-        served = [adapters] * len(prompts) if adapters is None or isinstance(adapters, str) else list(adapters)
-        if len(served) != len(prompts):
-            raise DougongError(f"{len(served)} adapters for {len(prompts)} prompts; give one, or one for each")
-        asked = zip(prompts, samplings, read, served, strict=True)
-        return [
-            self._ticket(prompt, each, f"prompts[{index}]", source, adapter, index)
-            for index, (prompt, each, source, adapter) in enumerate(asked)
-        ]
-
-    def _ticket(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        where: str,
-        source: Prompt | None,
-        adapter: str | None,
-        index: int | None = None,
-    ) -> Ticket:
-        """A request, checked; nothing is begun yet."""
-        lm = self.lm
-        if lm.tokenizer is None and sampling.stop:
-            raise DougongError("stop strings need a tokenizer, and this model has none; use stop_ids")
-        check_adapter(lm.model, adapter)
-        ids = prompt_ids(lm, prompt, where)
-        virtual = virtual_ids(lm.model, adapter)
-        if len(virtual) + len(ids) > lm.spec.context:
-            raise DougongError(
-                f"{where} has {len(ids)} tokens, and the adapter's own prompt {len(virtual)}, but the model's context "
-                f"is {lm.spec.context}; shorten the prompt"
-            )
-        if source is not None and lm.model.encoder is None:
-            raise DougongError("this model has no encoder; leave `source` out")
-        if source is None and lm.model.encoder is not None:
-            raise DougongError("this model has an encoder and a decoder; give `source`, what its encoder reads")
-        read = None if source is None else prompt_ids(lm, source, f"the source of {where}")
-        number = next(self._numbers)
-        ends = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(lm.eos_ids))
-        grammar = sampling.grammar
-        requests = [
-            Request(
-                number if index is None else index,
-                ids,
-                sampling,
-                lm.tokenizer,
-                lm.spec.context,
-                frozenset(lm.eos_ids),
-                choice,
-                None if grammar is None else self._grammars.matcher(grammar, ends, sampling.forced),
-                read,
-                virtual,
-            )
-            for choice in range(max(sampling.n, sampling.best_of or 1))
-        ]
-        width = max(len(requests), sampling.beams, 1 if sampling.contrastive is None else sampling.contrastive.k)
-        self._check_room(where, requests[0], width)
-        ticket = Ticket(number, ids, sampling)
-        driver = self._driver(requests, Setting(lm.model, read, adapter))
-        ticket.job = Job(number, driver, requests, width)
-        return ticket
-
-    def _check_room(self, where: str, request: Request, width: int) -> None:
-        """Raise DougongError for a request that could not run even alone."""
-        runner = self.runner
-        chunk = min(self.prefill_tokens, request.size)
-        if not runner.fits(request.size, width, len(request.given), chunk):
-            answers = f" in {width} sequences" if width > 1 else ""
-            raise DougongError(
-                f"{where} and its answer may take {request.size} tokens{answers}, more than the engine's memory holds "
-                f"({runner.holds()}); raise memory, or lower max_tokens, n or beams"
-            )
-
-    def _driver(self, requests: list[Request], setting: Setting) -> Driver | Plain:
-        """How the request goes on."""
-        sampling = requests[0].sampling
-        if sampling.beams > 1:
-            return BeamSearch(self.runner, requests, setting)
-        if sampling.contrastive is not None:
-            return ContrastiveSearch(self.runner, requests[0], setting)
-        if sampling.speculation is not None:
-            ahead = [Speculative(self.runner, each, self._proposer(each), setting) for each in requests]
-            return ahead[0] if len(ahead) == 1 else Several(ahead)
-        return Plain(self.runner, requests, sampling.n, setting)
-
-    def _proposer(self, request: Request) -> Proposer:
-        """Who guesses ahead for the request."""
-        how = request.sampling.speculation
-        if how == "prompt_lookup":
-            return PromptLookup()
-        # Guesses have random numbers of their own, told by the request's seed.
-        seed = request.generator.initial_seed() ^ 0x5DEECE66D
-        if how == "mtp":
-            if self.lm.model.mtp is None:
-                raise DougongError("speculation is 'mtp', but this model has no further layers (spec.mtp)")
-            return FurtherLayers(self.lm.model, seed)
-        if self.draft is None:
-            raise DougongError("speculation is 'draft', but this engine has no draft model; give Engine(draft=...)")
-        return DraftModel(self._draft_runner, self.lm.spec.vocab, seed)
-
-    @cached_property
-    def _draft_runner(self) -> Runner:
-        """Where the draft model keeps its sequences: within a fifth of the memory."""
-        assert self.draft is not None
-        own, other = self.lm.tokenizer, self.draft.tokenizer
-        if own is not None and other is not None and own.vocab_size != other.vocab_size:
-            raise DougongError(
-                f"the draft model's tokenizer has {other.vocab_size} tokens, the model's {own.vocab_size}; "
-                "a draft model must have the same tokenizer"
-            )
-        self.draft.model.eval()
-        memory = self._budget // 5
-        return Runner(self.draft.model, memory, self._page_size, None, 2 * self.max_batch + 16, self._prefix_cache)
-
     def _begin(self, ticket: Ticket, inbox: deque[Event] | None, priority: int) -> None:
         """Put a checked ticket in line. Its events go to the inbox, where there is one."""
         assert ticket.job is not None
@@ -438,9 +295,11 @@ class Engine:
 
     def _notice_weights(self) -> None:
         """Training goes on between calls: what old weights made of a text is worth nothing then."""
-        tensors = (*self.lm.model.parameters(), *self.lm.model.buffers())
         now: tuple[Any, ...] = tuple(
-            (id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors
+            (id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            for module in _modules(self.lm.model)
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
         )
         now += tuple((name, tuning.on) for name, tuning in attached(self.lm).items())
         if now != self._weights:
@@ -494,12 +353,26 @@ class Engine:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The model in evaluation mode, and afterwards as it was: rollouts run in the middle of training."""
-        training = self.lm.model.training
-        self.lm.model.eval()
+        training = [module for module in _modules(self.lm.model) if module.training]
+        for module in training:
+            module.training = False
         try:
             yield
         finally:
-            self.lm.model.train(training)
+            for module in training:
+                module.training = True
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """All modules, each once. `Module.modules` and `eval` ask every module by several calls: milliseconds a request."""
+    found, seen, left = [], set[int](), [model]
+    while left:
+        module = left.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append(module)
+            left += [each for each in module._modules.values() if each is not None]
+    return found
 
 
 def completion(prompt: list[int], sampling: Sampling, choice: int, events: Sequence[Event]) -> Completion:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,8 +49,7 @@ class LanePass(Pass):
         self._pools, self._buffers, self._layout = pools, lanes.buffers, layout
         device = pools[0].data.device if pools else torch.device("cpu")
         self._places = torch.from_numpy(lanes.places(batch, counts, tokens).reshape(-1)).to(device)
-        longest = max(seq.length for seq in batch) + tokens
-        self._views = [list(buffer.rows(len(batch), lanes.capacity, longest)) for buffer in self._buffers]
+        self._shape = len(batch), lanes.capacity, max(seq.length for seq in batch) + tokens
         real = [
             (seq.lane or 0) * lanes.capacity + place
             for seq, count in zip(batch, counts, strict=True)
@@ -67,6 +67,10 @@ class LanePass(Pass):
             ).to(device)
             for table in range(len(layout.windows))
         ]
+
+    @cached_property
+    def _views(self) -> list[list[tuple[Tensor, Tensor | None]]]:
+        return [list(buffer.rows(*self._shape)) for buffer in self._buffers]
 
     def extend(self, group: int, channel: int, value: Float[Tensor, "B heads T size"]) -> Tensor:
         buffer = self._buffers[group]

@@ -21,6 +21,7 @@ from dougong.engine.passes import LanePass, PagePass, Pass, States
 from dougong.engine.prefix import Prefixes
 from dougong.engine.sequence import Mark, Sequence
 from dougong.engine.store import KV, Buffer, Layout
+from dougong.engine.taped import Taped, can_tape
 from dougong.model import Model
 from dougong.parts.context import Context
 from dougong.parts.shapes import Float
@@ -110,6 +111,7 @@ class Runner:
         if paged and not can_page(spec, self.layout):
             raise DougongError("this model's state is more than keys and values in floats; it cannot decode over pages")
         self.decode = PagedDecode(model, self.pools, self.layout, self._states, page_size) if paged else None
+        self.taped = Taped(model, self.layout) if can_tape(model, self.layout) else None
         self._open = 0
         self._sequences = sequences
         self._sources: OrderedDict[tuple[int, ...], _Sources] = OrderedDict()
@@ -266,8 +268,9 @@ class Runner:
 
     def forget(self) -> None:
         """Empty the prefix cache, and with it what the old weights made."""
-        if self.decode is not None:
-            self.decode.forget()
+        for each in (self.decode, self.taped):
+            if each is not None:
+                each.forget()
         if self.prefixes is not None:
             self.prefixes.forget()
 
@@ -321,8 +324,12 @@ class Runner:
         self.fixed.begin(order)
         ids = torch.tensor([each.tokens + [0] * (tokens - len(each.tokens)) for each in rows], device=self.device)
         ctx = self._context(order, counts, tokens)
-        with adapted(self.model, [seq.adapter for seq in order]):
-            hidden = self.model.run(ids, ctx, self._states).hidden
+        hidden = None
+        if laned and tokens == 1 and self.taped is not None and all(seq.adapter is None for seq in order):
+            hidden = self.taped.run(ids, ctx, self.lanes, order)
+        if hidden is None:
+            with adapted(self.model, [seq.adapter for seq in order]):
+                hidden = self.model.run(ids, ctx, self._states).hidden
         self._states.now.finish()
         for each in rows:
             self._advance(each.seq, each.tokens, laned)

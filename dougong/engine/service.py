@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dougong.base import DougongError
-from dougong.engine.engine import Engine, Prompt, Ticket, completion
+from dougong.engine.engine import Engine, completion
 from dougong.engine.prompts import prompt_ids
 from dougong.engine.request import Completion, Event
 from dougong.engine.sampling import Sampling
 from dougong.engine.score import Scored
+from dougong.engine.ticket import Prompt, Ticket
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -125,9 +125,12 @@ def attend(
             return ours.attend(shared, k, v, mask, factor).view(batch, heads, 1, size)
         out = F.scaled_dot_product_attention(shared, k, v, attn_mask=mask, scale=how.scale)
         return out.reshape(batch, heads, 1, v.shape[-1])
+    causal = mask is None and ctx.causal and q.shape[2] > 1
+    if bias is None and not dropout and (ours := _ours(q, k, v, mask)) is not None:
+        factor = 1 / math.sqrt(q.shape[-1]) if how.scale is None else how.scale
+        return ours.attend_rows(q, k, v, mask, causal, factor)
     if group > 1:
         k, v = _expand(k, group), _expand(v, group)
-    causal = mask is None and ctx.causal and q.shape[2] > 1
     if bias is None and not dropout and _blocks_pay(q, k, v, ctx):
         scale = q.shape[-1] ** -0.5 if how.scale is None else how.scale
         with torch.autocast("cpu", enabled=False):
@@ -138,12 +141,11 @@ def attend(
 
 
 def _ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Kernels | None:
-    """Our own kernel, where it does the case: one query a head in float32, without a gradient."""
-    size = q.shape[-1]
-    plain = q.dtype == k.dtype == v.dtype == torch.float32 and size % 16 == 0 and v.shape[-1] == size
-    if not plain or torch.is_grad_enabled() or k.stride(3) != 1 or v.stride(3) != 1:
+    """Our own kernels, where they do the case: float32, without a gradient, a mask that all heads share."""
+    plain = q.dtype == k.dtype == v.dtype == torch.float32 and v.shape[-1] == q.shape[-1]
+    if not plain or torch.is_grad_enabled() or any(each.stride(3) != 1 for each in (q, k, v)) or not q.numel():
         return None
-    if mask is not None and (mask.shape[1:3] != (1, 1) or mask.stride(3) != 1):
+    if mask is not None and (mask.shape[1] != 1 or mask.stride(3) != 1):
         return None
     return native.serving(q)
 

@@ -29,9 +29,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def dropped(x: Float[Tensor, "*N"], share: float, training: bool) -> Float[Tensor, "*N"]:
-    """Dropout (Srivastava et al. 2014): in training each number is 0 with probability `share`, else x / (1 - share)."""
-    return F.dropout(x, share) if share and training else x
+def activated(name: str, gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"] | None = None) -> Float[Tensor, "*N F"]:
+    """f(gate), times up where there is one; in one pass where our own kernels serve."""
+    if torch.is_grad_enabled():
+        if name == "silu" and up is not None and not torch.compiler.is_compiling():
+            y = _SwiGLU.apply(gate, up)
+            assert isinstance(y, Tensor)
+            return y
+    elif (ours := native.serving(gate)) is not None and ours.can_activate(name, gate, up):
+        return ours.activate(name, gate, up)
+    y = ACTIVATIONS[name](gate)
+    return y if up is None else y * up
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -40,32 +48,22 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        ours = _kernels(gate, up)
-        return F.silu(gate).mul_(up) if ours is None else ours.swiglu(gate, up)
+        return activated("silu", gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad = grads[0].contiguous()
-        ours = _kernels(gate, up, grad)
+        plain = all(each.dtype == torch.float32 and each.is_contiguous() for each in (gate, up, grad))
+        ours = native.serving(gate) if plain else None
         if ours is not None:
             return ours.swiglu_gradient(gate, up, grad)
         return torch.ops.aten.silu_backward.default(grad * up, gate), F.silu(gate).mul_(grad)
 
 
-def _kernels(*tensors: Tensor) -> native.Kernels | None:
-    """Kernels of our own, where all tensors are as they want them."""
-    plain = all(each.dtype == torch.float32 and each.is_contiguous() for each in tensors)
-    return native.serving(tensors[0]) if plain else None
-
-
-def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
-    """silu(gate) * up (Shazeer 2020)."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return F.silu(gate) * up
-    y = _SwiGLU.apply(gate, up)
-    assert isinstance(y, Tensor)
-    return y
+def dropped(x: Float[Tensor, "*N"], share: float, training: bool) -> Float[Tensor, "*N"]:
+    """Dropout (Srivastava et al. 2014): in training each number is 0 with probability `share`, else x / (1 - share)."""
+    return F.dropout(x, share) if share and training else x
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class MLP:
 class MLPLayer(nn.Module):
     def __init__(self, spec: MLP, width: int):
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = spec.activation
         self.dropout = spec.dropout
         self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.down = Linear(spec.hidden, width, spec.bias, axes=("ffn", "embed"))
@@ -103,7 +101,7 @@ class MLPLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
-        return self.down(dropped(self.activation(self.up(x)), self.dropout, self.training))
+        return self.down(dropped(activated(self.activation, self.up(x)), self.dropout, self.training))
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class GatedMLP:
 class GatedMLPLayer(nn.Module):
     def __init__(self, spec: GatedMLP, width: int):
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = spec.activation
         self.dropout = spec.dropout
         self.gate = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
         self.up = Linear(width, spec.hidden, spec.bias, axes=("embed", "ffn"))
@@ -147,5 +145,4 @@ class GatedMLPLayer(nn.Module):
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         gate, up = together(x, self.gate, self.up)
-        y = swiglu(gate, up) if self.activation is F.silu else self.activation(gate) * up
-        return self.down(dropped(y, self.dropout, self.training))
+        return self.down(dropped(activated(self.activation, gate, up), self.dropout, self.training))

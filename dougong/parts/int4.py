@@ -4,12 +4,14 @@
 
 with m q + a in 8 bits, so that one form serves several kernels:
 
-    few rows    ours (native) reads q, m and a as they are and adds integers. Where it is not, PyTorch's 4-bit kernel
-                does, which wants m and z = a + 8 m in bfloat16 (exact), sums in float32, and rounds to bfloat16
-    many rows   m q + a is multiplied out, a piece of the matrix at a time, for the integer kernel
+    ours        (native) reads q, m and a as they are for few rows, and multiplies m q + a out, a tile at a time, for
+                many
+    PyTorch's   where ours is not: its 4-bit kernel for few rows, which wants m and z = a + 8 m in bfloat16 (exact),
+                sums in float32, and rounds to bfloat16; for many m q + a is multiplied out for the integer product
 
-All see the activations as integers with a scale a token (int8.py). Which two are at work depends on the machine alone,
-and those two agree to the bit (PyTorch's short of sums above 2^24): what shares a batch does not show. Free scales for
+All see the activations as integers with a scale a token (int8.py). Which of them are at work depends on the machine
+alone, and the two for few and for many rows agree to the bit (PyTorch's short of sums above 2^24): what shares a batch
+does not show. Free scales for
 the groups, as 4-bit formats usually have, would leave the last kernel without whole numbers; integer ones lose next to
 nothing (docs/log.md).
 """
@@ -31,8 +33,7 @@ from dougong.parts.shapes import Float, Int
 
 GROUPS = (32, 64, 128)
 MOST = 15  # the largest m: 15 times 15 steps of a group fit 8 bits, and leave z room
-# Rows up to which a 4-bit kernel is faster than multiplying out: PyTorch's, and our own (docs/log.md).
-_FEW, _SOME = 12, 256
+_FEW = 12  # rows up to which PyTorch's 4-bit kernel is faster than multiplying out (docs/log.md)
 _PIECE = 1 << 22  # weights that are multiplied out at a time
 
 
@@ -44,18 +45,19 @@ def fits(out_features: int, in_features: int, group: int) -> bool:
 class Int4(FrozenStorage):
     """The nibbles (out, in / 2) in blocks of 64 rows: a block holds 32 bytes for each input, and byte j has row j in
     its low and row j + 32 in its high half, which is the order of PyTorch's 4-bit kernel on CPUs with AVX512. The m
-    and a as bytes (groups, out, 2), and the factors s / 127 (out), float32.
+    and a as bytes (out / 64, groups, 64, 2), so that a block's lie side by side, and the factors s / 127 (out), in
+    float32.
     """
 
     def __init__(
         self,
         nibbles: Tensor,
-        steps: Int[Tensor, "g o 2"],
+        steps: Int[Tensor, "b g 64 2"],
         factor: Float[Tensor, " o"],
         dtype: torch.dtype,
     ):
         super().__init__(len(nibbles), 2 * nibbles.shape[1], dtype)
-        self.group = self.in_features // len(steps)
+        self.group = self.in_features // steps.shape[1]
         self.nibbles: Tensor
         self.steps: Tensor
         self.factor: Tensor
@@ -78,43 +80,41 @@ class Int4(FrozenStorage):
         kind, weight = weight.dtype, weight.detach().float()
         pieces = [_rounded(piece, group) for piece in weight.split(max(1, _PIECE // weight.shape[1]))]
         q, m, z, scale = (torch.cat(each) for each in zip(*pieces, strict=True))
-        steps = torch.stack((m.t(), (z - 8 * m).t()), -1).to(torch.int8).contiguous()
+        steps = torch.stack((m, z - 8 * m), -1).to(torch.int8).unflatten(0, (-1, 64)).transpose(1, 2).contiguous()
         return cls(_pack(q), steps, scale / LEVELS, kind)
 
     def joined(self, parts: Sequence[Storage]) -> Int4:
         same = [each for each in parts if isinstance(each, Int4)]
         nibbles, factor = torch.cat([each.nibbles for each in same]), torch.cat([each.factor for each in same])
-        return Int4(nibbles, torch.cat([each.steps for each in same], 1), factor, self.dtype)
+        return Int4(nibbles, torch.cat([each.steps for each in same]), factor, self.dtype)
 
     def product(self, x: Float[Tensor, "N i"], bias: Tensor | None) -> Float[Tensor, "N o"]:
         ours = native.serving(x)
-        if ours is not None and len(x) <= _SOME:
+        if ours is not None:
             held = self._buffers  # a module's own look-up of them takes as long as a small product
             nibbles, steps, factor = held["nibbles"], held["steps"], held["factor"]
             assert nibbles is not None and steps is not None and factor is not None
             y = ours.int4_linear(x.float().contiguous(), nibbles, steps, factor, whole(bias), self.group)
             return y if y.dtype == x.dtype else y.to(x.dtype)
         p, largest = by_token(x)
-        if ours is not None:
-            total = self._by_bytes(p, torch.int32)
-        elif len(x) <= _FEW and p.device.type == "cpu" and _kernel_serves():
+        if len(x) <= _FEW and p.device.type == "cpu" and _kernel_serves():
             total = torch.ops.aten._weight_int4pack_mm_for_cpu(
                 p.to(torch.bfloat16), self.nibbles, self.group, self._for_torch()
             )
         else:
-            total = self._by_bytes(p, torch.bfloat16)
+            total = self._by_bytes(p)
         return rescaled(total, self.factor, largest, bias, x.dtype)
 
     def _for_torch(self) -> Float[Tensor, "g o 2"]:
         """m and z in bfloat16; made once."""
         if self._wide is None or self._wide[0] is not self.steps:
-            m, a = self.steps.to(torch.bfloat16).unbind(-1)
+            m, a = self.steps.to(torch.bfloat16).transpose(0, 1).flatten(1, 2).unbind(-1)
             self._wide = self.steps, torch.stack((m, a + 8 * m), -1)
         return self._wide[1]
 
-    def _by_bytes(self, p: Int[Tensor, "N i"], kind: torch.dtype) -> Tensor:
-        """The sums (N, out), kept in the type that the kernel for few rows gives them in."""
-        out = torch.empty(len(p), self.out_features, dtype=kind, device=p.device)
+    def _by_bytes(self, p: Int[Tensor, "N i"]) -> Tensor:
+        """The sums (N, out), rounded as the kernel for few rows rounds them."""
+        out = torch.empty(len(p), self.out_features, dtype=torch.bfloat16, device=p.device)
         rows = max(64, _PIECE // self.in_features // 64 * 64)
         for start in range(0, self.out_features, rows):
             q = self.bytes(start, min(start + rows, self.out_features))
@@ -125,7 +125,8 @@ class Int4(FrozenStorage):
         """m q + a of the rows from `start` to `stop` (multiples of 64) as int8, turned."""
         blocks, inputs, group = (stop - start) // 64, self.in_features, self.group
         stored = self.nibbles[start:stop].view(blocks, inputs, 32).view(torch.int64)
-        m, a = (each.reshape(-1, blocks, 2, 32).permute(2, 1, 0, 3) for each in self.steps[:, start:stop].unbind(-1))
+        steps = self.steps[start // 64 : stop // 64]  # (blocks, g, 64, 2)
+        m, a = (each.unflatten(2, (2, 32)).permute(2, 0, 1, 3) for each in steps.unbind(-1))
         out = torch.empty(inputs, blocks, 64, dtype=torch.int8, device=stored.device)
         # Eight nibbles at a time; m q + a, modulo 256, lands where the integer kernel wants it.
         halves = stored & _NIBBLES, (stored >> 4).bitwise_and_(_NIBBLES)
@@ -140,7 +141,7 @@ class Int4(FrozenStorage):
         within = flat % 64
         bytes_ = self.nibbles.view(-1, self.in_features, 32)[flat // 64, :, within % 32]  # (N, i)
         q = torch.where((within < 32)[:, None], bytes_ & 15, bytes_ >> 4).float()
-        m, a = self.steps[:, flat].permute(2, 1, 0).float()[..., None]
+        m, a = self.steps[flat // 64, :, within].permute(2, 0, 1).float()[..., None]
         levels = torch.addcmul(a, q.view(len(flat), -1, self.group), m).flatten(1)
         return (levels * (self.factor[flat] * LEVELS)[:, None]).to(self.dtype).view(*ids.shape, -1)
 

@@ -6,11 +6,14 @@
 
 The sum is of integers, so it is exact: however many rows share a product, each row's result is the same to the bit.
 A scale for the whole batch would save little and let one request change another's output.
+
+Where our own kernels serve (parts.native) the integers lie in tiles, in the order in which those read them; elsewhere
+in rows, as PyTorch's integer product wants them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,6 @@ from dougong.parts.linear import Storage
 from dougong.parts.shapes import Float, Int
 
 LEVELS = 127
-_FEW = 16  # rows up to which our own kernel is faster than quantising, multiplying and scaling one after the other
 _PIECE = 1 << 22  # weights that are rounded at a time
 # Adding 1.5 * 2^23 to a number below 2^22 rounds it to an integer, which then stands in the low bits of the float32:
 # one pass instead of a multiplication, a rounding and a conversion.
@@ -48,14 +50,26 @@ def integer_product(p: Int[Tensor, "N i"], q: Int[Tensor, "i o"]) -> Int[Tensor,
     return (p.double() @ q.double()).to(torch.int32)  # exact too
 
 
+_HIGHEST = 0x80808080 - (1 << 32)
+TILE = 64  # rows of a matrix that a kernel reads side by side
+
+
+def tiled(q: Int[Tensor, "o i"]) -> Tensor:
+    """(tiles, inputs / 4, 64, 4) bytes, 128 added to each: the instruction wants one side unsigned. Padded to whole
+    tiles and fours."""
+    padded = F.pad(q, (0, -q.shape[1] % 4, 0, -q.shape[0] % TILE))
+    tiles = padded.view(-1, TILE, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
+    return tiles.view(torch.uint8).bitwise_xor_(128)
+
+
 class Int8(FrozenStorage):
-    """The integers q (out, in) and the factors s / 127 (out), float32."""
+    """The integers q (out, in), in tiles or in rows, and the factors s / 127 (out), float32."""
 
     def __init__(self, q: Int[Tensor, "o i"], factor: Float[Tensor, " o"], dtype: torch.dtype):
         super().__init__(q.shape[0], q.shape[1], dtype)
-        self.q: Tensor
+        self.held: Tensor
         self.factor: Tensor
-        self.register_buffer("q", q)
+        self.register_buffer("held", tiled(q) if _tiles_serve(q) else q)
         self.register_buffer("factor", factor)
 
     @classmethod
@@ -71,25 +85,53 @@ class Int8(FrozenStorage):
             q[rows] = levels.clamp_(-LEVELS, LEVELS).to(torch.int8)
         return cls(q, scale / LEVELS, weight.dtype)
 
+    @property
+    def in_tiles(self) -> bool:
+        return self.held.dtype == torch.uint8
+
+    @property
+    def q(self) -> Int[Tensor, "o i"]:
+        """The integers; a copy where they are kept in tiles."""
+        if not self.in_tiles:
+            return self.held
+        rows = (self.held ^ 128).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)
+        return rows[: self.out_features, : self.in_features]
+
     def joined(self, parts: Sequence[Storage]) -> Int8:
         same = [each for each in parts if isinstance(each, Int8)]
         return Int8(torch.cat([each.q for each in same]), torch.cat([each.factor for each in same]), self.dtype)
 
     def product(self, x: Float[Tensor, "N i"], bias: Tensor | None) -> Float[Tensor, "N o"]:
-        held = self._buffers  # a module's own look-up of them takes as long as a small product
-        q, factor = held["q"], held["factor"]
-        assert q is not None and factor is not None
-        if len(x) <= _FEW and (ours := native.serving(x)) is not None:
-            y = ours.int8_linear(x.float().contiguous(), q, factor, whole(bias))
+        buffers = self._buffers  # a module's own look-up of them takes as long as a small product
+        held, factor = buffers["held"], buffers["factor"]
+        assert held is not None and factor is not None
+        if held.dtype == torch.uint8 and (ours := native.serving(x)) is not None:
+            y = ours.int8_linear(x.float().contiguous(), held, factor, whole(bias))
             return y if y.dtype == x.dtype else y.to(x.dtype)
         p, largest = by_token(x)
-        return rescaled(integer_product(p, q.t()), factor, largest, bias, x.dtype)
+        return rescaled(integer_product(p, self.q.t()), factor, largest, bias, x.dtype)
 
     def rows(self, ids: Int[Tensor, "*N"]) -> Float[Tensor, "*N i"]:
-        return (self.q[ids] * (self.factor[ids] * LEVELS)[..., None]).to(self.dtype)
+        if self.in_tiles:
+            # Four bytes at a time, and 128 taken off each of them: their highest bits turned around.
+            words = self.held.view(torch.int32).squeeze(-1)[ids // TILE, :, ids % TILE]
+            found = (words ^ _HIGHEST).view(torch.int8)[..., : self.in_features]
+        else:
+            found = self.held[ids]
+        return (found * (self.factor[ids] * LEVELS)[..., None]).to(self.dtype)
 
     def dense(self) -> Float[Tensor, "o i"]:
         return (self.q * (self.factor * LEVELS)[:, None]).to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8:
+        super()._apply(fn, recurse)
+        if self.in_tiles and self.held.device.type != "cpu":  # nobody there reads tiles
+            self.held = self.q.contiguous()
+        return self
+
+
+def _tiles_serve(q: Tensor) -> bool:
+    return native.serving(q) is not None
 
 
 def whole(bias: Tensor | None) -> Tensor | None:

@@ -20,10 +20,9 @@ from dougong.parts.shapes import Float
 # than a cache near a core holds, oneDNN reads them twice as fast for any number of rows.
 _WORTH = 1 << 22
 _LARGE = 1 << 19
-_FEW, _MANY = (
-    8,
-    1 << 17,
-)  # so few rows with so many weights read the weights faster in a kernel of our own (docs/log.md)
+# So few rows with so many weights read the weights faster in a kernel of our own (docs/log.md).
+FEW = 8
+_MANY = 1 << 17
 
 
 def _linear_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,7 +110,7 @@ class _Linear(torch.autograd.Function):
 def linear(x: Float[Tensor, "*N i"], weight: Float[Tensor, "o i"], bias: Tensor | None = None) -> Float[Tensor, "*N o"]:
     """x W^T + b with gradients. Equal to `torch.nn.functional.linear` up to the order of the additions."""
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    if 0 < rows <= _FEW and weight.numel() >= _MANY and not torch.is_grad_enabled():
+    if 0 < rows <= FEW and weight.numel() >= _MANY and not torch.is_grad_enabled():
         y = None if torch.is_autocast_enabled("cpu") else _by_our_own(x.reshape(rows, -1), weight, bias)
         if y is not None:
             return y.view(*x.shape[:-1], -1)

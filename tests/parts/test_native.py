@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dougong.parts import native
-from dougong.parts.feedforward import swiglu
+from dougong.parts.feedforward import ACTIVATIONS, activated
 from dougong.parts.int4 import GROUPS, Int4
 from dougong.parts.int8 import Int8
 from dougong.parts.matmul import linear
@@ -45,7 +45,7 @@ def _case(rows: int, out: int, inner: int, seed: int) -> tuple[Tensor, Tensor, T
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 16), st.integers(1, 40), st.integers(1, 300), st.booleans(), st.integers(0, 99))
+@given(st.integers(1, 40), st.integers(1, 150), st.integers(1, 300), st.booleans(), st.integers(0, 99))
 def test_eight_bits_of_any_shape_are_exact(rows: int, out: int, inner: int, biased: bool, seed: int):
     weight, x, bias = _case(rows, out, inner, seed)
     storage = Int8.of(weight)
@@ -55,7 +55,7 @@ def test_eight_bits_of_any_shape_are_exact(rows: int, out: int, inner: int, bias
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 12),
+    st.integers(1, 40),
     st.integers(1, 4),
     st.integers(1, 6),
     st.sampled_from(GROUPS),
@@ -161,7 +161,7 @@ def test_a_turn(batch: int, heads: int, half: int, rest: int, alone: bool, seed:
     st.integers(1, 3),
     st.integers(1, 4),
     st.integers(1, 90),
-    st.sampled_from((16, 48, 64)),
+    st.sampled_from((5, 16, 44, 64)),
     st.sampled_from(("none", "shared", "ragged")),
     st.integers(0, 99),
 )
@@ -182,6 +182,72 @@ def test_attention_of_one_query(batch: int, heads: int, group: int, count: int, 
     scores = (q.double() @ pool[0].double().transpose(-1, -2)) * size**-0.5
     expected = (scores if mask is None else scores + mask).softmax(-1) @ pool[1].double()
     assert torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.integers(0, 100),
+    st.sampled_from((5, 16, 44, 64, 100)),
+    st.sampled_from(("causal", "all", "shared", "ragged")),
+    st.integers(0, 99),
+)
+def test_attention_of_many_queries(
+    batch: int, heads: int, group: int, tokens: int, held: int, size: int, seen: str, seed: int
+):
+    generator = torch.Generator().manual_seed(seed)
+    count = tokens + held
+    q = 3 * torch.randn(batch, tokens, heads * group + 1, size, generator=generator)[:, :, :-1].transpose(1, 2)
+    pool = torch.randn(2, batch, heads, count + 5, size, generator=generator)[:, :, :, :count]
+    visible = torch.ones(batch, 1, tokens, count, dtype=torch.bool)
+    mask = None
+    if seen == "causal":
+        visible = visible.tril(held)
+    elif seen != "all":
+        visible = torch.rand(1 if seen == "shared" else batch, 1, tokens, count, generator=generator) < 0.6
+        visible[..., 0] = True
+        mask = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+    kernels = native.kernels()
+    assert kernels is not None
+    y = kernels.attend_rows(q, pool[0], pool[1], mask, seen == "causal", size**-0.5)
+    k, v = (each.double().repeat_interleave(group, 1) for each in pool)
+    scores = (q.double() @ k.transpose(-1, -2) * size**-0.5).masked_fill(~visible, -torch.inf)
+    assert torch.allclose(y.double(), scores.softmax(-1) @ v, rtol=1e-5, atol=2e-6)
+
+
+def test_a_query_that_sees_nothing_gives_nothing():
+    kernels = native.kernels()
+    assert kernels is not None
+    q, k = torch.randn(1, 2, 3, 16), torch.randn(1, 1, 4, 16)
+    mask = torch.zeros(1, 1, 3, 4)
+    mask[:, :, 1] = -torch.inf
+    y = kernels.attend_rows(q, k, k, mask, False, 1.0)
+    assert bool((y[:, :, 1] == 0).all()) and bool((y[:, :, [0, 2]] != 0).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(sorted(native.ACTIVATIONS)),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 600),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_activations(name: str, batch: int, tokens: int, width: int, gated: bool, seed: int):
+    whole = 4 * torch.randn(batch, tokens, 2 * width, generator=torch.Generator().manual_seed(seed))
+    whole[..., ::7] *= 30  # far out, where exponentials overflow
+    gate, up = whole.split(width, -1)
+    expected = ACTIVATIONS[name](gate.double()) * (up.double() if gated else 1)
+    with torch.no_grad():
+        y = activated(name, gate, up if gated else None)
+        kernels = native.kernels()
+        assert kernels is not None and kernels.can_activate(name, gate, up)
+    assert torch.allclose(y.double(), expected, rtol=2e-6, atol=2e-5)
+    assert not kernels.can_activate(name, gate.transpose(0, 1), up) or batch == 1 or tokens == 1
 
 
 def test_scores_of_any_size_and_none_at_all():
@@ -283,7 +349,7 @@ def test_a_compiler_that_fails_is_no_error(tmp_path: Path):
 def test_the_gate_of_a_swiglu_and_its_gradients_are_the_formula(rows: int, width: int):
     gate, up, grad = (torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 4 for seed in range(3))
     found = []
-    for formula in (swiglu, lambda gate, up: F.silu(gate) * up):
+    for formula in (lambda gate, up: activated("silu", gate, up), lambda gate, up: F.silu(gate) * up):
         inputs = gate.clone().requires_grad_(True), up.clone().requires_grad_(True)
         y = formula(*inputs)
         found.append((y, *torch.autograd.grad(y, inputs, grad)))
@@ -293,7 +359,7 @@ def test_the_gate_of_a_swiglu_and_its_gradients_are_the_formula(rows: int, width
 
 def test_the_gate_is_finite_however_far_it_is_driven():
     gate = torch.tensor([-1e30, -200.0, -88.0, -0.0, 0.0, 88.0, 200.0, 1e30], requires_grad=True)
-    y = swiglu(gate, torch.ones(8))
+    y = activated("silu", gate, torch.ones(8))
     y.sum().backward()
     assert torch.allclose(y, F.silu(gate)) and gate.grad is not None
     assert torch.allclose(gate.grad, torch.tensor([0, 0, 0, 0.5, 0.5, 1, 1, 1]), atol=1e-6)

@@ -1,7 +1,9 @@
 """What decoding and training wait for, in C, where a compiler can build it; elsewhere PyTorch's kernels serve.
 
-    what      weights in 4, 8, 16 or 32 bits times a few rows of activations (products.c); norm, rotation and attention
-              of single tokens in float32 (token.c); gate, norm and rotation with their gradients in float32 (layer.c)
+    what      weights in 4 and 8 bits times rows of activations (integers.c), in 16 and 32 bits times few (floats.c);
+              norm, rotation, activation and attention of single tokens (token.c) and of many (attention.c) in
+              float32; gradients of activation and norm, rotation of texts, in float32 (layer.c); and a whole step of
+              decoding in one call (tape.c, written by tape.py)
     where     Linux on x86 CPUs with AVX512 VNNI and VBMI (Ice Lake, Zen 4 and later) and a C compiler named `cc`
     when      the first time they are asked for: a second of work, kept in $XDG_CACHE_HOME/dougong (~/.cache/dougong)
     not       with DOUGONG_NATIVE=0 in the environment
@@ -32,11 +34,18 @@ from dougong.parts.shapes import Float
 
 # What the source uses by name: one build serves every machine that has these.
 _NEEDS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512vbmi")
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
 # No contraction of a product and a sum into one rounding, so that a result does not depend on the compiler.
 _FLAGS = (
     *("-O3", "-std=gnu11", "-fopenmp", "-fPIC", "-ffp-contract=off", "-mfma"),
     *(f"-m{each.replace('_', '')}" for each in _NEEDS),
 )
+
+
+class _Shape(ctypes.Structure):
+    """Of attention.c: sizes, strides of q, k, v and the mask, whether it is causal; the scale."""
+
+    _fields_ = (*((f"number{place}", ctypes.c_long) for place in range(18)), ("scale", ctypes.c_float))
 
 
 @final
@@ -46,24 +55,25 @@ class Kernels:
     def __init__(self, path: Path):
         library = ctypes.CDLL(str(path))
 
-        def function(name: str, pointers: int, whole: int, real: int, result: type | None) -> Callable[..., Any]:
-            found = getattr(library, name)
-            found.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * whole + [ctypes.c_float] * real
-            found.restype = result
+        def function(name: str, *kinds: Any, result: type | None = ctypes.c_int) -> Callable[..., Any]:
+            found: Any = getattr(library, name)
+            found.argtypes, found.restype = kinds, result
             return found
 
-        self._int8 = function("int8_linear", 5, 3, 0, ctypes.c_int)
-        self._int4 = function("int4_linear", 6, 4, 0, ctypes.c_int)
-        self._float32 = function("float32_linear", 4, 3, 0, None)
-        self._bfloat16 = function("bfloat16_linear", 4, 3, 0, None)
-        self._attend = function("attend", 5, 12, 1, ctypes.c_int)
-        self._rms_norm, self._turn = function("rms_norm", 3, 2, 1, None), function("turn", 4, 6, 0, None)
-        self._rms_norm_gradient = function("rms_norm_gradient", 4, 2, 1, None)
-        self._turn_text = function("turn_text", 4, 13, 0, None)
-        self._swiglu, self._swiglu_gradient = (
-            function("swiglu", 3, 1, 0, None),
-            function("swiglu_gradient", 5, 1, 0, None),
-        )
+        at, whole, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+        self._int8 = function("int8_linear", *[at] * 5, *[whole] * 3)
+        self._int4 = function("int4_linear", *[at] * 6, *[whole] * 4)
+        self._float32 = function("float32_linear", *[at] * 4, *[whole] * 3, result=None)
+        self._bfloat16 = function("bfloat16_linear", *[at] * 4, *[whole] * 3, result=None)
+        self._attend = function("attend", *[at] * 5, *[whole] * 12, real)
+        self._attend_rows = function("attend_rows", *[at] * 6)
+        self._rms_norm = function("rms_norm", *[at] * 3, *[whole] * 2, real, result=None)
+        self._turn = function("turn", *[at] * 4, *[whole] * 6, result=None)
+        self._activate = function("activate", ctypes.c_int, *[at] * 3, *[whole] * 3, result=None)
+        self._rms_norm_gradient = function("rms_norm_gradient", *[at] * 4, *[whole] * 2, real, result=None)
+        self._turn_text = function("turn_text", *[at] * 4, *[whole] * 13, result=None)
+        self._swiglu_gradient = function("swiglu_gradient", *[at] * 5, whole, result=None)
+        self._run_tape = function("run_tape", at, *[whole] * 2, *[at] * 2, whole)
 
     def linear(
         self, x: Float[Tensor, "N i"], weight: Float[Tensor, "o i"], bias: Tensor | None
@@ -143,14 +153,8 @@ class Kernels:
         self._rms_norm_gradient(*pointers, x.numel() // width, width, eps)
         return out
 
-    def swiglu(self, gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
-        """silu(gate) * up."""
-        y = _room(*gate.shape)
-        self._swiglu(gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel())
-        return y
-
     def swiglu_gradient(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of `swiglu`'s gate and up."""
+        """The gradients of gate and up in silu(gate) * up."""
         of_gate, of_up = _room(*gate.shape), _room(*gate.shape)
         pointers = (each.data_ptr() for each in (gate, up, grad, of_gate, of_up))
         self._swiglu_gradient(*pointers, gate.numel())
@@ -164,7 +168,7 @@ class Kernels:
         mask: Float[Tensor, "#B 1 1 S"] | None,
         scale: float,
     ) -> Float[Tensor, "B K G d"]:
-        """softmax(scale q k^T + mask) v; d is a multiple of 16. Only the last dimension of k and v need be adjacent."""
+        """softmax(scale q k^T + mask) v. Only the last dimension of k and v need be adjacent."""
         q = q.contiguous()  # as part of what was turned together with k its rows lie apart
         (batch, heads, group, size), count = q.shape, k.shape[2]
         y = _room(*q.shape)
@@ -173,6 +177,58 @@ class Kernels:
         shape = batch, heads, group, count, size, *k.stride()[:3], *v.stride()[:3], apart
         _check(self._attend(q.data_ptr(), k.data_ptr(), v.data_ptr(), seen, y.data_ptr(), *shape, scale))
         return y
+
+    def attend_rows(
+        self,
+        q: Float[Tensor, "B H T d"],
+        k: Float[Tensor, "B K S d"],
+        v: Float[Tensor, "B K S d"],
+        mask: Float[Tensor, "#B 1 T S"] | None,
+        causal: bool,
+        scale: float,
+    ) -> Float[Tensor, "B H T d"]:
+        """softmax(scale q k^T + mask) v for many queries, d adjacent in all. causal: query t sees the keys up to
+        t + S - T. The result's heads lie after its tokens, as what reads it wants them."""
+        (batch, heads, tokens, size), keys = q.shape, k.shape[2]
+        y = _room(batch, tokens, heads, size)
+        rows = (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2)) if mask is not None else (0, 0)
+        sizes = batch, heads, k.shape[1], tokens, keys, size
+        shape = _Shape(*sizes, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *rows, causal, scale)
+        seen = None if mask is None else mask.data_ptr()
+        given = ctypes.addressof(shape), q.data_ptr(), k.data_ptr(), v.data_ptr(), seen, y.data_ptr()
+        _check(self._attend_rows(*given))
+        return y.transpose(1, 2)
+
+    def can_activate(self, name: str, gate: Tensor, up: Tensor | None) -> bool:
+        """Whether `activate` takes these: float32, a known function, rows at equal distances."""
+        given = (gate,) if up is None else (gate, up)
+        return (
+            name in ACTIVATIONS
+            and gate.numel() > 0
+            and all(
+                each.dtype == torch.float32 and each.stride(-1) == 1 and _even(each) and each.stride() == gate.stride()
+                for each in given
+            )
+        )
+
+    def activate(self, name: str, gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"] | None) -> Tensor:
+        """f(gate) * up, or f(gate) without one."""
+        y, width = _room(*gate.shape), gate.shape[-1]
+        more = None if up is None else up.data_ptr()
+        apart = gate.stride(-2) if gate.ndim > 1 else width
+        self._activate(ACTIVATIONS[name], gate.data_ptr(), more, y.data_ptr(), y.numel() // width, width, apart)
+        return y
+
+    def run_tape(self, steps: int, count: int, held: Any, start: Any) -> None:
+        """See tape.Tape.run."""
+        threads = torch.get_num_threads()
+        _check(self._run_tape(steps, count, len(held), held.ctypes.data, start.ctypes.data, threads))
+
+
+def _even(x: Tensor) -> bool:
+    """Whether all rows of x, whatever its leading dimensions, lie at one distance from the next."""
+    shape, stride = x.shape, x.stride()
+    return all(shape[at] == 1 or stride[at] == stride[at + 1] * shape[at + 1] for at in range(x.ndim - 2))
 
 
 def _room(*shape: int) -> Tensor:
@@ -229,10 +285,9 @@ def _cpu_flags() -> set[str]:
 
 def _built(compiler: str) -> Path:
     """The library's path. Built beside it and moved into place, so that no other process loads half of one."""
-    sources = sorted(Path(__file__).parent.glob("*.c"))
-    shared = sorted(Path(__file__).parent.glob("*.h"))
+    sources, headers = (sorted(Path(__file__).parent.glob(kind)) for kind in ("*.c", "*.h"))
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20, check=True).stdout
-    parts = (*(each.read_bytes() for each in (*sources, *shared)), version, " ".join(_FLAGS).encode())
+    parts = (*(each.read_bytes() for each in (*sources, *headers)), version, " ".join(_FLAGS).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dougong"
     path = folder / f"kernels-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
     if path.is_file():
@@ -244,7 +299,7 @@ def _built(compiler: str) -> Path:
             _run([compiler, *_FLAGS, "-c", str(source), "-o", made])
         # Linked without OpenMP: its names are found in the library that PyTorch has loaded.
         whole = Path(temporary, "kernels.so")
-        _run([compiler, "-shared", *objects, "-o", str(whole)])
+        _run([compiler, "-shared", *objects, "-lm", "-o", str(whole)])
         whole.replace(path)
     return path
 

@@ -1,10 +1,10 @@
-/* What stands between the products of a layer in training, forward and backward: the gate of a SwiGLU, the gradient of an
-   RMSNorm, rotation of whole texts.
+/* What stands between the products of a layer in training: the gradients of a SwiGLU and of an RMSNorm, rotation of whole
+   texts forward and back.
 
    Such work is bound by memory: each of these reads what it needs once and writes once, where PyTorch makes a pass for
    every operation in the formula. Tensors are float32.
 */
-#include "simd.h"
+#include "common.h"
 #include <math.h>
 
 /* 1 / (1 + e^-x), from e^-|x|, which never overflows. */
@@ -12,17 +12,6 @@ INLINE __m512 sigmoid(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f), e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
     const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     return _mm512_div_ps(_mm512_mask_mov_ps(one, negative, e), _mm512_add_ps(one, e));
-}
-
-/* y = g sigmoid(g) u for n numbers. */
-void swiglu(const float *g, const float *u, float *y, long n) {
-#pragma omp parallel for if (n > 32768)
-    for (long i = 0; i < n; i += 16) {
-        const __mmask16 some = lanes(n - i);
-        const __m512 gate = _mm512_maskz_loadu_ps(some, g + i);
-        const __m512 act = _mm512_mul_ps(gate, sigmoid(gate));
-        _mm512_mask_storeu_ps(y + i, some, _mm512_mul_ps(act, _mm512_maskz_loadu_ps(some, u + i)));
-    }
 }
 
 /* dg = dy u s (1 + g (1 - s)) and du = dy g s, with s = sigmoid(g), for n numbers. */

@@ -1,119 +1,242 @@
-/* What a decoder does between the products when it writes one token: norm, rotation, attention of one query a head.
-
-   Each is microseconds of work on numbers that are in the cache, and costs PyTorch several times that in calls. Tensors
-   are float32.
+/* What a decoder does between the products when it writes tokens: norm, rotation, activation, attention of one query a
+   head. Each is microseconds of work on numbers that are in the cache, and costs PyTorch several times that in calls.
+   Activations are float32.
 */
-#include "simd.h"
 #include <math.h>
-#include <stdlib.h>
 
-/* y = x / sqrt(mean(x^2) + eps) * w for n rows; w may be NULL. */
-void rms_norm(const float *x, const float *w, float *y, long n, long width, float eps) {
-#pragma omp parallel for if (n * width > 32768)
-    for (long row = 0; row < n; row++) {
-        const float *from = x + row * width;
-        float *to = y + row * width;
-        __m512 sum = _mm512_setzero_ps(), more = sum;
-        for (long i = 0; i < width; i += 32) {
-            const __m512 a = _mm512_maskz_loadu_ps(lanes(width - i), from + i);
-            sum = _mm512_fmadd_ps(a, a, sum);
-            if (i + 16 < width) {
-                const __m512 b = _mm512_maskz_loadu_ps(lanes(width - i - 16), from + i + 16);
-                more = _mm512_fmadd_ps(b, b, more);
-            }
+#include "common.h"
+
+/* y = x / sqrt(mean(x^2) + eps) * w for one row; w may be NULL, y may be x. */
+void rms_row(const float *x, const float *w, float *y, long width, float eps) {
+    __m512 sum = _mm512_setzero_ps(), more = sum;
+    for (long i = 0; i < width; i += 32) {
+        const __m512 a = _mm512_maskz_loadu_ps(lanes(width - i), x + i);
+        sum = _mm512_fmadd_ps(a, a, sum);
+        if (i + 16 < width) {
+            const __m512 b = _mm512_maskz_loadu_ps(lanes(width - i - 16), x + i + 16);
+            more = _mm512_fmadd_ps(b, b, more);
         }
-        const float mean = _mm512_reduce_add_ps(_mm512_add_ps(sum, more)) / width;
-        const __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(mean + eps));
-        for (long i = 0; i < width; i += 16) {
-            const __mmask16 some = lanes(width - i);
-            __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, from + i), inverse);
-            if (w) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, w + i));
-            _mm512_mask_storeu_ps(to + i, some, value);
-        }
+    }
+    const float mean = _mm512_reduce_add_ps(_mm512_add_ps(sum, more)) / width;
+    const __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(mean + eps));
+    for (long i = 0; i < width; i += 16) {
+        const __mmask16 some = lanes(width - i);
+        __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), inverse);
+        if (w) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, w + i));
+        _mm512_mask_storeu_ps(y + i, some, value);
     }
 }
 
-/* One token of each of n rows: the first 2 h of `size` coordinates of every head turned by the row's angles, halves
-   paired; x has `apart` numbers from row to row, cos and sin h (or none, where all rows stand at the same place). */
+/* y = (x - mean) / sqrt(variance + eps) * w + b for one row; w and b may be NULL, y may be x. */
+void layer_row(const float *x, const float *w, const float *b, float *y, long width, float eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (long i = 0; i < width; i += 16) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes(width - i), x + i));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+    sum = _mm512_setzero_ps();
+    for (long i = 0; i < width; i += 16) {
+        const __mmask16 some = lanes(width - i);
+        const __m512 off = _mm512_maskz_sub_ps(some, _mm512_maskz_loadu_ps(some, x + i), mean);
+        sum = _mm512_fmadd_ps(off, off, sum);
+    }
+    const __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / width + eps));
+    for (long i = 0; i < width; i += 16) {
+        const __mmask16 some = lanes(width - i);
+        __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(some, x + i), mean), inverse);
+        if (w) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, w + i));
+        if (b) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, b + i));
+        _mm512_mask_storeu_ps(y + i, some, value);
+    }
+}
+
+void rms_norm(const float *x, const float *w, float *y, long n, long width, float eps) {
+#pragma omp parallel for if (n * width > 32768)
+    for (long row = 0; row < n; row++) rms_row(x + row * width, w, y + row * width, width, eps);
+}
+
+/* The first 2 h of `size` coordinates turned by h angles; pairs are halves, or neighbours. y may be x. */
+void turn_head(const float *x, const float *cos, const float *sin, float *y, long size, long h, int interleaved) {
+    if (interleaved) {
+        for (long i = 0; i < h; i++) {
+            const float a = x[2 * i], b = x[2 * i + 1];
+            y[2 * i] = a * cos[i] - b * sin[i];
+            y[2 * i + 1] = b * cos[i] + a * sin[i];
+        }
+    } else {
+        for (long i = 0; i < h; i += 16) {
+            const __mmask16 some = lanes(h - i);
+            const __m512 a = _mm512_maskz_loadu_ps(some, x + i), b = _mm512_maskz_loadu_ps(some, x + h + i);
+            const __m512 u = _mm512_maskz_loadu_ps(some, cos + i), v = _mm512_maskz_loadu_ps(some, sin + i);
+            _mm512_mask_storeu_ps(y + i, some, _mm512_fnmadd_ps(b, v, _mm512_mul_ps(a, u)));
+            _mm512_mask_storeu_ps(y + h + i, some, _mm512_fmadd_ps(a, v, _mm512_mul_ps(b, u)));
+        }
+    }
+    if (y != x)
+        for (long i = 2 * h; i < size; i++) y[i] = x[i];
+}
+
+/* One token of each of n rows; x has `apart` numbers from row to row, cos and sin h (or none, where all rows stand at
+   the same place). */
 void turn(const float *x, const float *cos, const float *sin, float *y, long n, long heads, long size, long h,
           long apart, long angles) {
     for (long row = 0; row < n; row++)
-        for (long head = 0; head < heads; head++) {
-            const float *from = x + row * apart + head * size, *c = cos + row * angles, *s = sin + row * angles;
-            float *to = y + (row * heads + head) * size;
-            for (long i = 0; i < h; i += 16) {
-                const __mmask16 some = lanes(h - i);
-                const __m512 a = _mm512_maskz_loadu_ps(some, from + i), b = _mm512_maskz_loadu_ps(some, from + h + i);
-                const __m512 u = _mm512_maskz_loadu_ps(some, c + i), v = _mm512_maskz_loadu_ps(some, s + i);
-                _mm512_mask_storeu_ps(to + i, some, _mm512_fnmadd_ps(b, v, _mm512_mul_ps(a, u)));
-                _mm512_mask_storeu_ps(to + h + i, some, _mm512_fmadd_ps(a, v, _mm512_mul_ps(b, u)));
-            }
-            for (long i = 2 * h; i < size; i++) to[i] = from[i];
-        }
+        for (long head = 0; head < heads; head++)
+            turn_head(x + row * apart + head * size, cos + row * angles, sin + row * angles,
+                      y + (row * heads + head) * size, size, h, 0);
 }
 
-/* score_s = scale q k_s + mask_s for `count` keys; returns the largest. */
-static float scores(const float *q, const float *k, const float *mask, float *score, long count, long size, long step,
-                    float scale) {
-    float largest = -INFINITY;
-    for (long s = 0; s < count; s++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long i = 0; i < size; i += 16)
-            sum = _mm512_fmadd_ps(_mm512_loadu_ps(q + i), _mm512_loadu_ps(k + s * step + i), sum);
-        score[s] = _mm512_reduce_add_ps(sum) * scale + (mask ? mask[s] : 0.0f);
-        largest = score[s] > largest ? score[s] : largest;
+/* x / (1 + e^-s), 0 times infinity left out: where s is far below 0 the result is x * 0. */
+INLINE __m512 sigmoid_times(__m512 x, __m512 s) {
+    const __m512 down = exponential(_mm512_sub_ps(_mm512_setzero_ps(), s));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), down));
+}
+
+INLINE __m512 activated(int kind, __m512 x) {
+    const __m512 zero = _mm512_setzero_ps();
+    switch (kind) {
+    case SILU: return sigmoid_times(x, x);
+    case GELU_TANH: { /* x (1 + tanh u) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+        const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+        const __m512 inner = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x);
+        return sigmoid_times(x, _mm512_mul_ps(inner, _mm512_set1_ps(1.5957691216f)));
     }
-    return largest;
+    case RELU: return _mm512_max_ps(x, zero);
+    case RELU2: return _mm512_mul_ps(_mm512_max_ps(x, zero), _mm512_max_ps(x, zero));
+    default: { /* GELU: x (1 + erf(x / sqrt 2)) / 2 */
+        float each[16];
+        _mm512_storeu_ps(each, x);
+        for (int i = 0; i < 16; i++) each[i] *= 0.5f * (1.0f + erff(each[i] * 0.70710678f));
+        return _mm512_loadu_ps(each);
+    }
+    }
+}
+
+/* y (n, width) = f(gate) * up, or f(gate) where up is NULL; gate and up have `apart` numbers from row to row. */
+void activate_for(int kind, const float *gate, const float *up, float *y, long n, long width, long apart) {
+    const long pieces = (width + 511) / 512;
+#pragma omp for schedule(static)
+    for (long piece = 0; piece < n * pieces; piece++) {
+        const long row = piece / pieces, start = piece % pieces * 512;
+        for (long i = start; i < width && i < start + 512; i += 16) {
+            const __mmask16 some = lanes(width - i);
+            __m512 value = activated(kind, _mm512_maskz_loadu_ps(some, gate + row * apart + i));
+            if (up) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, up + row * apart + i));
+            _mm512_mask_storeu_ps(y + row * width + i, some, value);
+        }
+    }
+}
+
+void activate(int kind, const float *gate, const float *up, float *y, long n, long width, long apart) {
+#pragma omp parallel if (n * width > 16384)
+    activate_for(kind, gate, up, y, n, width, apart);
+}
+
+/* score_gs = scale q_g k_s + mask_s for the queries g of a group and `count` keys; most_g: the largest. Queries share
+   the loads of a key. */
+INLINE void scores_of(const int half, const int queries, const float *q, const void *k, const float *mask, float *score,
+                      long apart, const Keys *keys, float *most) {
+    const long count = keys->count, size = keys->size, step = keys->k_step;
+    const float scale = keys->scale, softcap = keys->softcap;
+    UNROLL for (int g = 0; g < queries; g++) most[g] = -INFINITY;
+    for (long s = 0; s < count; s++) {
+        __m512 sum[4];
+        UNROLL for (int g = 0; g < queries; g++) sum[g] = _mm512_setzero_ps();
+        for (long i = 0; i < size; i += 16) {
+            const __mmask16 some = lanes(size - i);
+            const __m512 key = numbers(half, k, s * step + i, some);
+            UNROLL for (int g = 0; g < queries; g++)
+                sum[g] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, q + g * size + i), key, sum[g]);
+        }
+        UNROLL for (int g = 0; g < queries; g++) {
+            float value = _mm512_reduce_add_ps(sum[g]) * scale;
+            if (softcap > 0) value = softcap * tanhf(value / softcap);
+            value += mask ? mask[s] : 0.0f;
+            score[g * apart + s] = value;
+            most[g] = value > most[g] ? value : most[g];
+        }
+    }
+}
+
+/* y_g = sum_s p_gs v_s / total_g for the queries of a group. */
+INLINE void values_of(const int half, const int queries, const float *score, long apart, const void *v, float *y,
+                      const Keys *keys, const float *total) {
+    const long count = keys->count, size = keys->size, step = keys->v_step;
+    for (long i = 0; i < size; i += 16) {
+        const __mmask16 some = lanes(size - i);
+        __m512 sum[4];
+        UNROLL for (int g = 0; g < queries; g++) sum[g] = _mm512_setzero_ps();
+        for (long s = 0; s < count; s++) {
+            const __m512 value = numbers(half, v, s * step + i, some);
+            UNROLL for (int g = 0; g < queries; g++)
+                sum[g] = _mm512_fmadd_ps(_mm512_set1_ps(score[g * apart + s]), value, sum[g]);
+        }
+        UNROLL for (int g = 0; g < queries; g++)
+            _mm512_mask_storeu_ps(y + g * size + i, some, _mm512_mul_ps(sum[g], _mm512_set1_ps(1.0f / total[g])));
+    }
+}
+
+INLINE void some_queries(const int half, const int queries, const float *q, const void *k, const void *v,
+                         const float *mask, float *y, float *score, const Keys *keys, const float *sinks) {
+    const long apart = (keys->count + 15) / 16 * 16;
+    float most[4], total[4];
+    scores_of(half, queries, q, k, mask, score, apart, keys, most);
+    UNROLL for (int g = 0; g < queries; g++) {
+        if (sinks && sinks[g] > most[g]) most[g] = sinks[g];
+        if (most[g] == -INFINITY) { /* no key may be seen: the result is 0 */
+            memset(score + g * apart, 0, sizeof(float) * apart);
+            total[g] = 1;
+            continue;
+        }
+        __m512 sum = _mm512_setzero_ps();
+        for (long s = 0; s < keys->count; s += 16) {
+            const __mmask16 some = lanes(keys->count - s);
+            const __m512 from = _mm512_maskz_loadu_ps(some, score + g * apart + s);
+            const __m512 p = exponential(_mm512_sub_ps(from, _mm512_set1_ps(most[g])));
+            _mm512_storeu_ps(score + g * apart + s, p);
+            sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(some, p));
+        }
+        total[g] = _mm512_reduce_add_ps(sum) + (sinks ? expf(sinks[g] - most[g]) : 0);
+    }
+    values_of(half, queries, score, apart, v, y, keys, total);
+}
+
+/* y = softmax(cap(scale q k^T) + mask) v for the `group` queries of one key head; score: room for 4 rows of scores.
+   sinks: a score a query that takes its share of the softmax and gives nothing; may be NULL, as mask. */
+void attend_head(const float *q, const void *k, const void *v, const float *mask, float *y, float *score, long group,
+                 const Keys *keys, const float *sinks) {
+    long g = 0;
+#define TAKE(half, queries)                                                                                            \
+    for (; g + queries <= group; g += queries)                                                                         \
+    some_queries(half, queries, q + g * keys->size, k, v, mask, y + g * keys->size, score, keys, sinks ? sinks + g : NULL)
+    if (keys->half) {
+        TAKE(1, 4);
+        TAKE(1, 2);
+        TAKE(1, 1);
+    } else {
+        TAKE(0, 4);
+        TAKE(0, 2);
+        TAKE(0, 1);
+    }
+#undef TAKE
 }
 
 /* y = softmax(scale q k^T + mask) v for one query of each of n x heads x group heads; a group's queries share keys.
    q and y are (n, heads, group, size); keys and values have `size` adjacent numbers, `step` numbers from key to key,
    `head` from head to head and `row` from row to row; mask has `count` numbers, `apart` from row to row, or is NULL.
-   size is a multiple of 16. Where no key may be seen, y is 0. Returns 1 when there is no memory. */
+   Where no key may be seen, y is 0. Returns 1 when there is no memory. */
 int attend(const float *q, const float *k, const float *v, const float *mask, float *y, long n, long heads, long group,
            long count, long size, long k_row, long k_head, long k_step, long v_row, long v_head, long v_step,
            long apart, float scale) {
+    const Keys keys = {count, size, k_step, v_step, scale, 0, 0};
     int failed = 0;
 #pragma omp parallel for reduction(| : failed) if (n * heads * count * group * size > 65536)
     for (long each = 0; each < n * heads; each++) {
-        const long row = each / heads, head = each % heads;
-        float *score = malloc(sizeof(float) * (count + 16));
-        if (!score) {
+        const long row = each / heads, head = each % heads, at = each * group * size;
+        float *score = room(1, sizeof(float) * 4 * (count + 16));
+        if (score)
+            attend_head(q + at, k + row * k_row + head * k_head, v + row * v_row + head * v_head,
+                        mask ? mask + row * apart : NULL, y + at, score, group, &keys, NULL);
+        else
             failed = 1;
-            continue;
-        }
-        const float *values = v + row * v_row + head * v_head;
-        for (long g = 0; g < group; g++) {
-            const long at = (each * group + g) * size;
-            const float largest = scores(q + at, k + row * k_row + head * k_head, mask ? mask + row * apart : NULL,
-                                         score, count, size, k_step, scale);
-            if (largest == -INFINITY) {
-                for (long i = 0; i < size; i++) y[at + i] = 0;
-                continue;
-            }
-            __m512 sum = _mm512_setzero_ps();
-            for (long s = 0; s < count; s += 16) {
-                const __mmask16 some = lanes(count - s);
-                const __m512 from = _mm512_maskz_loadu_ps(some, score + s);
-                const __m512 p = exponential(_mm512_sub_ps(from, _mm512_set1_ps(largest)));
-                _mm512_storeu_ps(score + s, p);
-                sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(some, p));
-            }
-            const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
-            for (long i = 0; i < size; i += 16) {
-                __m512 a = _mm512_setzero_ps(), b = a;
-                long s = 0;
-                for (; s + 2 <= count; s += 2) {
-                    const float *at_s = values + s * v_step + i;
-                    a = _mm512_fmadd_ps(_mm512_set1_ps(score[s]), _mm512_loadu_ps(at_s), a);
-                    b = _mm512_fmadd_ps(_mm512_set1_ps(score[s + 1]), _mm512_loadu_ps(at_s + v_step), b);
-                }
-                if (s < count)
-                    a = _mm512_fmadd_ps(_mm512_set1_ps(score[s]), _mm512_loadu_ps(values + s * v_step + i), a);
-                _mm512_storeu_ps(y + at + i, _mm512_mul_ps(_mm512_add_ps(a, b), inverse));
-            }
-        }
-        free(score);
     }
     return failed;
 }

@@ -1,0 +1,187 @@
+"""A step of decoding, written down once and run in one call (tape.c).
+
+A tape is a list of operations on buffers of float32: norms, products, attention over lanes, activations, sums. Who
+writes it (`engine.taped`) asks for buffers and says in which order what happens; `run` is one call from Python for all
+layers, where one a layer and operation takes as long as the work itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dougong.parts.native import ACTIVATIONS, Kernels
+from dougong.parts.shapes import Float
+
+_NORM, _LINEAR, _ATTEND, _ACTIVATE, _ADD = range(5)
+_INT8, _INT4, _FLOAT32, _BFLOAT16 = range(4)
+_long, _float, _pointer, _int = ctypes.c_long, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *(("kind", _int), ("inputs", _long), ("out", _long), ("group", _long)),
+        *(("weights", _pointer), ("steps", _pointer), ("factor", _pointer), ("bias", _pointer)),
+    )
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (
+        *((name, _long) for name in ("heads", "kv_heads", "size", "turning", "window")),
+        *(
+            ("interleaved", _int),
+            ("norm_last", _int),
+            ("half", _int),
+            ("scale", _float),
+            ("softcap", _float),
+            ("eps", _float),
+        ),
+        *((name, _long) for name in ("q", "k", "v")),
+        *((name, _pointer) for name in ("q_norm", "k_norm", "sinks", "keys", "values", "cos", "sin")),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *(("op", _int), ("kind", _int), ("width", _long), ("x_apart", _long), ("y_apart", _long), ("eps", _float)),
+        *((name, _pointer) for name in ("x", "up", "w", "b", "y", "matrix", "heads")),
+    )
+
+
+@final
+class Tape:
+    """Operations for up to `rows` rows. Tensors that it is given are held as long as it lives, and read where they lie:
+    what is changed in place is seen, what is put in their place is not."""
+
+    def __init__(self, kernels: Kernels, rows: int):
+        self._kernels = kernels
+        self.rows = rows
+        self._steps: list[_Step] = []
+        self._held: list[Any] = []
+        self._whole: Any = None
+        self._heads: list[tuple[_Heads, Any]] = []
+
+    def buffer(self, width: int) -> Float[Tensor, "rows width"]:
+        """Room for a row of `width` numbers for each row."""
+        return torch.zeros(self.rows, width, dtype=torch.float32, device="cpu")
+
+    def _at(self, x: Tensor | None) -> int | None:
+        if x is None:
+            return None
+        self._held.append(x)
+        return x.data_ptr()
+
+    def _add(self, op: int, x: Tensor, y: Tensor, width: int, kind: int = 0, **more: Any) -> None:
+        step = _Step(
+            op=op, kind=kind, width=width, x=self._at(x), y=self._at(y), x_apart=x.stride(0), y_apart=y.stride(0)
+        )
+        for name, value in more.items():
+            setattr(step, name, value)
+        self._steps.append(step)
+        self._whole = None
+
+    def rms_norm(self, x: Tensor, y: Tensor, weight: Tensor | None, eps: float) -> None:
+        """y = x / sqrt(mean(x^2) + eps) * weight."""
+        self._add(_NORM, x, y, x.shape[1], 0, eps=eps, w=self._at(weight))
+
+    def layer_norm(self, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+        """y = (x - mean) / sqrt(variance + eps) * weight + bias."""
+        self._add(_NORM, x, y, x.shape[1], 1, eps=eps, w=self._at(weight), b=self._at(bias))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """y += x, both without gaps."""
+        self._add(_ADD, x, y, x.shape[1])
+
+    def activate(self, name: str, gate: Tensor, up: Tensor | None, y: Tensor) -> None:
+        """y = f(gate) * up, or f(gate). gate and up may be parts of the same rows."""
+        more = {} if up is None else {"up": self._at(up)}
+        self._add(_ACTIVATE, gate, y, gate.shape[1], ACTIVATIONS[name], **more)
+
+    def int8(self, x: Tensor, y: Tensor, tiles: Tensor, factor: Tensor, bias: Tensor | None, add: bool = False) -> None:
+        """y = x W^T + bias, or y += with `add`, for W in 8 bits (parts.int8)."""
+        sizes = {"inputs": x.shape[1], "out": y.shape[1], "group": x.shape[1]}
+        self._linear(x, y, _Matrix(kind=_INT8, weights=self._at(tiles), factor=self._at(factor), **sizes), bias, add)
+
+    def int4(
+        self,
+        x: Tensor,
+        y: Tensor,
+        nibbles: Tensor,
+        steps: Tensor,
+        factor: Tensor,
+        group: int,
+        bias: Tensor | None,
+        add: bool = False,
+    ) -> None:
+        """The same for W in 4 bits (parts.int4)."""
+        held = {"weights": self._at(nibbles), "steps": self._at(steps), "factor": self._at(factor)}
+        matrix = _Matrix(kind=_INT4, inputs=x.shape[1], out=y.shape[1], group=group, **held)
+        self._linear(x, y, matrix, bias, add)
+
+    def dense(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, add: bool = False) -> None:
+        """The same for W in float32 or bfloat16."""
+        kind = _FLOAT32 if weight.dtype == torch.float32 else _BFLOAT16
+        sizes = {"inputs": x.shape[1], "out": y.shape[1], "group": x.shape[1]}
+        self._linear(x, y, _Matrix(kind=kind, weights=self._at(weight), **sizes), bias, add)
+
+    def _linear(self, x: Tensor, y: Tensor, matrix: _Matrix, bias: Tensor | None, add: bool) -> None:
+        assert x.is_contiguous()
+        matrix.bias = self._at(bias)
+        self._held.append(matrix)
+        self._add(_LINEAR, x, y, y.shape[1], int(add), matrix=ctypes.addressof(matrix))
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        y: Tensor,
+        state: Any,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        angles: tuple[Tensor, Tensor] | None = None,
+        interleaved: bool = False,
+        norms: tuple[Tensor | None, Tensor | None, float] | None = None,
+        norm_last: bool = False,
+        sinks: Tensor | None = None,
+    ) -> None:
+        """Attention of each row's token over its lane, to which the token's own key and value are added first.
+
+        q, k, v  parts of the same buffer's rows, changed on the way
+        state    whatever names these keys and values to `place`
+        angles   cos and sin (rows, h): the first 2h coordinates of queries and keys turn
+        norms    factors (or None) and eps of the norm of every head of queries and of keys, before or after turning
+        """
+        row, start, size = q.stride(0), q.data_ptr(), q.shape[1] // heads
+        made = _Heads(heads=heads, kv_heads=kv_heads, size=size, window=window or 0, scale=scale, softcap=softcap or 0)
+        made.k, made.v = (k.data_ptr() - start) // 4, (v.data_ptr() - start) // 4
+        if angles is not None:
+            made.turning, made.cos, made.sin = angles[0].shape[1], self._at(angles[0]), self._at(angles[1])
+        made.interleaved, made.norm_last, made.sinks = interleaved, norm_last, self._at(sinks)
+        if norms is not None:
+            ones = torch.ones(size)
+            made.q_norm, made.k_norm = (self._at(ones if each is None else each) for each in norms[:2])
+            made.eps = norms[2]
+        self._heads.append((made, state))
+        self._add(_ATTEND, q, y, q.shape[1], x_apart=row, heads=ctypes.addressof(made))
+
+    def place(self, where: dict[Any, Tensor]) -> None:
+        """Where keys and values lie, in float32 or bfloat16: for each (state, "k" or "v") a channel's places (places,
+        key heads, size)."""
+        for made, state in self._heads:
+            keys, values = where[state, "k"], where[state, "v"]
+            made.keys, made.values, made.half = keys.data_ptr(), values.data_ptr(), keys.dtype == torch.bfloat16
+
+    def run(self, held: np.ndarray, start: np.ndarray) -> None:
+        """Run the tape for as many rows as `held` has. held: tokens of each row before this one, int64. start: the
+        place of each row's first token in its lane."""
+        if self._whole is None:
+            self._whole = (_Step * len(self._steps))(*self._steps)
+        self._kernels.run_tape(ctypes.addressof(self._whole), len(self._steps), held, start)

@@ -1,0 +1,212 @@
+"""A step of decoding in one call says what the model says layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dougong.compress import fuse, quantize
+from dougong.engine import Engine, Sampling
+from dougong.hub import LanguageModel
+from dougong.model import decoder_spec
+from dougong.parts import native
+from dougong.parts.feedforward import MLP
+from dougong.parts.norm import Norm
+from dougong.parts.rope import Rope
+from dougong.tune import LoRA, attach
+from tests.contract.models import SPECS, build
+
+from .kinds import MEMORY, moved
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+GREEDY = Sampling(max_tokens=9, temperature=0.0, ignore_eos=True)
+PROMPTS = [[5, 9, 2], [7, 1, 1, 8, 30, 4], [3], list(range(20)), [5, 9, 2, 7, 7]]
+# What has no place on a tape: positions that are no rotation, gates and clips, chunks, other wirings, other mixers.
+ELSEWHERE = {
+    *("through", "gated", "gated heads", "alibi", "alibi, shared keys", "relative", "chunked", "normed projections"),
+    *("experts", "latent", "delta", "mamba"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    if native.kernels() is None:
+        pytest.skip(native.missing())
+
+
+class Watched:
+    """An engine, and how many of its steps ran by tape."""
+
+    def __init__(self, lm: LanguageModel, taped: bool = True, **options: Any):
+        self.engine = Engine(lm, memory=MEMORY, **options)
+        self.steps = 0
+        runner = self.engine.runner
+        if not taped:
+            runner.taped = None
+        elif runner.taped is not None:
+            run = runner.taped.run
+
+            def counted(*given: Any) -> Any:
+                hidden = run(*given)
+                self.steps += hidden is not None
+                return hidden
+
+            runner.taped.run = counted  # pyright: ignore[reportAttributeAccessIssue]
+
+    def says(self, prompts: list[list[int]] = PROMPTS, **options: Any) -> list[Any]:
+        return self.engine.generate(prompts, replace(GREEDY, logprobs=True), **options)
+
+
+def same(a: list[Any], b: list[Any], tolerance: float = 2e-4) -> None:
+    assert [each.tokens for each in a] == [each.tokens for each in b]
+    for one, other in zip(a, b, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=tolerance)
+
+
+def checked(lm: LanguageModel, **options: Any) -> None:
+    """By tape, alone and together, as without one."""
+    taped = Watched(lm, **options)
+    plain = Watched(lm, taped=False, **options).says()
+    same(taped.says(), plain)
+    assert taped.steps > 0
+    before = taped.steps
+    same([each for prompt in PROMPTS for each in taped.says([prompt])], plain)
+    assert taped.steps > before
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in ELSEWHERE])
+def test_every_kind_of_layer(name: str) -> None:
+    checked(LanguageModel(build(name)))
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_other_layers_go_the_usual_way(name: str) -> None:
+    watched = Watched(LanguageModel(build(name)))
+    watched.says(PROMPTS[:2])
+    assert watched.steps == 0
+
+
+def _model(kv_heads: int = 2, **mixer: Any) -> LanguageModel:
+    spec = decoder_spec(vocab=61, width=64, depth=2, heads=4, kv_heads=kv_heads, context=96)
+    layers = tuple(replace(each, mixer=replace(each.mixer, **mixer)) for each in spec.layers)
+    return LanguageModel(moved(replace(spec, layers=layers)))
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_every_storage_fused_or_not(method: str, fused: bool, kv_heads: int) -> None:
+    lm = _model(kv_heads, bias=True)
+    if fused:
+        fuse(lm)
+    quantize(lm, method)
+    checked(lm)
+
+
+def test_fused_floats() -> None:
+    lm = _model(bias=True, qk_norm=Norm("rms", 1e-5))
+    fuse(lm)
+    checked(lm)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 5},
+        {"softcap": 3.0, "scale": 0.3},
+        {"sinks": True, "bias": True, "out_bias": True},
+        {"position": None},
+        {"position": Rope(8, interleaved=True)},
+    ],
+    ids=str,
+)
+def test_attention_of_every_sort_fused(change: dict[str, Any]) -> None:
+    lm = _model(**change)
+    fuse(lm)
+    checked(lm, page_size=4)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"])
+def test_activations(activation: Any) -> None:
+    spec = decoder_spec(vocab=61, width=32, depth=2, heads=4, context=96)
+    for ffn in (MLP(56, activation, bias=True), replace(spec.layers[0].ffn, activation=activation)):  # pyright: ignore
+        lm = LanguageModel(moved(replace(spec, layers=tuple(replace(each, ffn=ffn) for each in spec.layers))))
+        if activation in native.ACTIVATIONS:
+            checked(lm)
+        else:
+            watched = Watched(lm)
+            watched.says(PROMPTS[:1])
+            assert watched.steps == 0
+
+
+def test_rows_come_and_go() -> None:
+    """Answers of different lengths: lanes change hands, rows fall away, more arrive."""
+    lm = _model()
+    samplings = [replace(GREEDY, max_tokens=3 + 5 * number % 17) for number in range(9)]
+    prompts = [list(range(1, 2 + 3 * number)) for number in range(9)]
+    plain = Watched(lm, taped=False, max_batch=4).engine.generate(prompts, samplings)
+    taped = Watched(lm, max_batch=4)
+    same(taped.engine.generate(prompts, samplings), plain)
+    assert taped.steps > 20
+
+
+def test_adapters_are_not_on_it() -> None:
+    lm = _model()
+    watched = Watched(lm)
+    base = watched.says()
+    attach(lm, LoRA(rank=4), name="mine")
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if name.endswith(".b"):
+                parameter.normal_()
+    steps = watched.steps
+    changed = watched.says()
+    assert watched.steps == steps and [each.tokens for each in changed] != [each.tokens for each in base]
+    same(watched.says(adapter=""), base)
+
+
+def test_weights_that_change_are_seen() -> None:
+    lm = _model()
+    watched = Watched(lm)
+    watched.says()
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.mul_(0.7)  # in place, as an optimizer does
+    same(watched.says(), Watched(lm, taped=False).says())
+    other = _model(bias=False)
+    lm.model.layers[1].ffn.down.storage = other.model.layers[0].ffn.down.storage  # pyright: ignore
+    same(watched.says(), Watched(lm, taped=False).says())
+    lm.model.layers[0].mixer.q.storage.weight.data = torch.randn(64, 64)  # pyright: ignore
+    watched.engine.reset()
+    same(watched.says(), Watched(lm, taped=False).says())
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_bfloat16_is_as_near_to_float32_as_the_usual_way(storage: str) -> None:
+    """Not nearer to the usual way than to the truth: what that rounds after every operation stays whole here."""
+    lm = _model(bias=True)
+    lm.model.bfloat16()
+    if storage == "int8":
+        fuse(lm)
+        quantize(lm, "int8")
+    given = Sampling(max_tokens=6, temperature=0.0, logprobs=True, forced=tuple(range(6)))
+    taped, plain = Watched(lm), Watched(lm, taped=False)
+    mine, others = (each.engine.generate(PROMPTS, given) for each in (taped, plain))
+    assert taped.steps > 0
+    lm.model.float()
+    truth = Watched(lm, taped=False).engine.generate(PROMPTS, given)
+
+    def far(answers: list[Any]) -> float:
+        pairs = zip(answers, truth, strict=True)
+        return max(abs(a - b) for one, other in pairs for a, b in zip(one.logprobs, other.logprobs, strict=True))
+
+    assert far(mine) <= 1.5 * far(others) + 1e-3
+
+
+def test_keys_in_bytes_go_the_usual_way() -> None:
+    watched = Watched(LanguageModel(build("llama")), kv="int8")
+    watched.says(PROMPTS[:1])
+    assert watched.steps == 0

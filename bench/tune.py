@@ -1,11 +1,9 @@
 """Seconds of whole fine-tuning steps (forward, backward, clip, optimizer): adapters against PEFT's, DPO and GRPO
 against TRL's trainers, on transformers' Llama of the identical shape, in float32. Each contender lives in a process of
 its own, as its users would run it, and theirs once more with dougong's allocator setting; the steps are interleaved,
-medians and ratios are printed. `--memory` measures the peak of QLoRA at 0.5B, `--lab` the steps of every method of
-`dougong lab tuning`, in one process.
+medians and ratios are printed. `--memory` measures the peak of QLoRA at 0.5B.
 
     python bench/tune.py                     # the small shape: LoRA, DoRA, DPO, GRPO
-    python bench/tune.py --lab --threads 1
     python bench/tune.py --shape large --methods lora --rounds 10
     python bench/tune.py --memory
 """
@@ -310,29 +308,6 @@ def memory(rank: int) -> None:
     print(f"peak of resident memory: {built:.2f} GB to build and quantise, {peak():.2f} GB with three steps")
 
 
-def lab_steps() -> dict[str, Step]:
-    """A step of every method of the lab's experiment, on its model (untrained) and one of its batches."""
-    from dougong.hub import LanguageModel, save
-    from dougong.lab.tasks import Drawn
-    from dougong.lab.tuning import EXPERIMENT, prepared, spec
-    from dougong.lab.tuning_methods import ways
-    from dougong.lab.tuning_task import Problems
-    from dougong.model import Model, initialise
-    from dougong.train.loop import next_token
-    from dougong.train.ranks import Ranks
-
-    base, budget = Path(tempfile.mkdtemp()) / "model", EXPERIMENT.budget()
-    model = initialise(Model(spec()))
-    for parameter in model.parameters():  # a row of zeros has no direction that DoRA could keep
-        parameter.data += 0.02
-    save(LanguageModel(model), base)
-    batch, _ = next(Drawn(Problems("learn"), budget.rows, 0)(None, Ranks()))
-    found = {}
-    for name, way in ways(budget.steps).items():
-        found[name] = our_step(prepared(base, way, 0).model, next_token, lambda: batch)
-    return found
-
-
 def peak() -> float:
     """The largest resident memory of this process so far, in gigabytes (VmHWM)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -348,7 +323,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--lab", action="store_true")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     import torch
@@ -361,9 +335,6 @@ def main() -> None:
     if options.memory:  # the floats go back to the system before a step's memory is asked for, as in a run of a recipe
         memory(options.rank)
         return
-    if options.lab:
-        lab(options.rounds)
-        return
     print(f"shape {options.shape}: {shape}, rank {options.rank}, {options.threads} threads")
     common = ["--shape", options.shape, "--rank", str(options.rank), "--threads", str(options.threads)]
     for method in options.methods:
@@ -375,27 +346,6 @@ def main() -> None:
         report(method, measured({name: worker.step for name, worker in workers.items()}, options.rounds))
         for worker in workers.values():
             worker.close()
-
-
-def lab(rounds: int) -> None:
-    """Print milliseconds of a step of every method of the lab's experiment."""
-    from dougong.base.allocator import keep_memory
-
-    keep_memory()
-    times = measured({name: timed(step) for name, step in lab_steps().items()}, rounds)
-    base = statistics.median(times["LoRA"])
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        print(f"{name:16}{1000 * median:8.1f} ms a step{median / base:8.2f}x LoRA's")
-
-
-def timed(step: Step) -> Callable[[], float]:
-    def run() -> float:
-        began = time.perf_counter()
-        step()
-        return time.perf_counter() - began
-
-    return run
 
 
 def measured(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

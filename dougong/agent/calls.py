@@ -128,7 +128,7 @@ def _asked(run: Run, number: int, call: ToolCall, action: Action) -> Steps[str |
         return None
     asked = run.event(ApprovalAsked, number=number, call=call, reasons=reasons)
     yield asked
-    why = run.outside.approve(asked, run.approve)
+    why = run.outside.approve(asked, run.approve, run.until)
     run.tick()
     if why:
         yield run.event(ApprovalRefused, number=number, why=why)
@@ -204,7 +204,7 @@ def _told(run: Run, number: int, call: ToolCall, done: _Done) -> Steps[Message]:
 
 def guarded(run: Run, number: int, text: str) -> Steps[tuple[str, bool]]:
     """A result as guards let it pass, and whether they withheld it."""
-    text, found = run.outside.examine(run.who, "tool", number, run.agent.guards, text)
+    text, found = run.outside.examine(run.who, "tool", number, run.agent.guards, text, run.until)
     for each in found:
         yield run.event(Guarded, place="tool", number=number, **vars(each))
     blocked = next((each for each in found if each.action == "block"), None)

@@ -68,10 +68,12 @@ class Started(Event):
 @final
 @dataclass(frozen=True)
 class Recalled(Event):
-    """Texts that long-term memory gave. trusted: which of them hold nothing from outside."""
+    """Texts that long-term memory gave. trusted: which of them hold nothing from outside; fault: why there are none,
+    where memory failed."""
 
     texts: tuple[str, ...]
     trusted: tuple[bool, ...]
+    fault: str = ""
 
 
 @final
@@ -282,7 +284,7 @@ def from_line(line: str, where: str = "the line") -> Event:
         data = json.loads(line)
     except (ValueError, RecursionError):
         raise DougongError(f"{where} is no JSON: {line[:60]!r}") from None
-    if not isinstance(data, Mapping) or data.get("event") not in EVENTS:
-        name = data.get("event") if isinstance(data, Mapping) else data
+    name = data.get("event") if isinstance(data, Mapping) else data
+    if not isinstance(data, Mapping) or not isinstance(name, str) or name not in EVENTS:
         raise DougongError(f"{where} is no event of an agent: {str(name)[:60]!r}{nearest(str(name)[:60], EVENTS)}")
-    return record_from(EVENTS[data["event"]], {key: value for key, value in data.items() if key != "event"}, where)
+    return record_from(EVENTS[name], {key: value for key, value in data.items() if key != "event"}, where)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def events(run: Run) -> Iterator[Event]:
     """What happens in a run, as it happens; the last event is its Finished."""
     run.tick()
-    passed, found = run.outside.examine(run.who, "input", 0, run.agent.guards, run.task)
+    passed, found = run.outside.examine(run.who, "input", 0, run.agent.guards, run.task, run.until)
     if not _blocked(found):  # what a guard took out is not in the trace either; what it refused is
         run.accept(passed)
     yield started(run)
@@ -41,14 +41,15 @@ def events(run: Run) -> Iterator[Event]:
         answer = yield from run.agent.policy(run)
         if run.schema is not None:
             answer, value = yield from _obeying(run, run.schema, answer)
-        passed, found = run.outside.examine(run.who, "output", 0, run.agent.guards, answer)
+        passed, found = run.outside.examine(run.who, "output", 0, run.agent.guards, answer, run.until)
         yield from _told(run, "output", found)
         if run.schema is not None and passed != answer:
             value, problem = parsed(passed, run.schema)
             if problem:
                 raise Ended("schema", f"what guards took out left no valid answer: {problem}")
         answer, reason = passed, "answered"
-        detail = _kept(run, passed)
+        # That memory failed is no reason to lose the answer.
+        detail = run.outside.keep(run.who, partial(run.agent.memory.end, run, passed), run.until)
     except Ended as end:
         reason, detail = end.reason, end.detail
         answer, value = _draft(run) if reason != "refused" else "", None
@@ -116,15 +117,6 @@ def _told(run: Run, place: Place, found: Sequence[Finding]) -> Steps[None]:
 
 def _blocked(found: Sequence[Finding]) -> Finding | None:
     return next((each for each in found if each.action == "block"), None)
-
-
-def _kept(run: Run, answer: str) -> str:
-    """Let memory keep the answer; "", or why it did not: no reason to lose the answer."""
-    try:
-        run.outside.keep(lambda: run.agent.memory.end(run, answer))
-    except Exception as error:
-        return f"the answer was not remembered: {type(error).__name__}: {error}"
-    return ""
 
 
 def _draft(run: Run) -> str:

@@ -115,13 +115,14 @@ class Recall(Memory):
 
     def begin(self, run: Run) -> Iterator[Event]:
         yield from self.base.begin(run)
-        found = run.outside.recall(run.who, lambda: self.store.search(run.task, self.k))
+        found, fault = run.outside.recall(run.who, lambda: self.store.search(run.task, self.k), run.until)
         run.tick()
+        if not found and not fault:
+            return
+        texts, trusted = tuple(each.text for each in found), tuple(each.trusted for each in found)
+        yield run.event(Recalled, texts=texts, trusted=trusted, fault=fault)
         if not found:
             return
-        yield run.event(
-            Recalled, texts=tuple(each.text for each in found), trusted=tuple(each.trusted for each in found)
-        )
         for each in found:
             if not each.trusted:
                 run.taint.distrust(each.text, "memory")

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from dougong.agent.events import ApprovalAsked, Place
@@ -63,9 +64,13 @@ class Remembered:
     trusted: bool = True
 
 
+GRACE = 5.0
+"""seconds that guards, memory, a verifier and a person have in any case, also when the run's own are nearly over"""
+
+
 class Outside(ABC):
     """`who` is the run that asks; within one run the order of questions is fixed, between runs side by side it is
-    not."""
+    not. `until`: seconds since the outermost run began, after which nobody waits (GRACE aside)."""
 
     @abstractmethod
     def now(self, who: str, index: int) -> float:
@@ -86,26 +91,26 @@ class Outside(ABC):
         """A tool's result, within `most` seconds and before `until`. Raises ToolError, and TimeUp where it is late."""
 
     @abstractmethod
-    def approve(self, asked: ApprovalAsked, approve: Approve | None) -> str:
+    def approve(self, asked: ApprovalAsked, approve: Approve | None, until: float) -> str:
         """ "" for yes, otherwise why not."""
 
     @abstractmethod
     def examine(
-        self, who: str, place: Place, number: int, guards: Sequence[Guard], text: str
+        self, who: str, place: Place, number: int, guards: Sequence[Guard], text: str, until: float
     ) -> tuple[str, tuple[Finding, ...]]:
         """The text as it may pass, and what the guards found."""
 
     @abstractmethod
-    def recall(self, who: str, look: Callable[[], list[Remembered]]) -> list[Remembered]:
-        """What long-term memory gives."""
+    def recall(self, who: str, look: Callable[[], list[Remembered]], until: float) -> tuple[list[Remembered], str]:
+        """What long-term memory gives; and why it gives nothing, where it failed."""
 
     @abstractmethod
-    def verify(self, who: str, check: Callable[[], str]) -> str:
-        """What a verifier says of an answer."""
+    def verify(self, who: str, check: Callable[[], str], until: float) -> str:
+        """What a verifier says of an answer; one that fails has found nothing right."""
 
     @abstractmethod
-    def keep(self, save: Callable[[], None]) -> None:
-        """Keep what outlasts the run."""
+    def keep(self, who: str, save: Callable[[], None], until: float) -> str:
+        """Keep what outlasts the run; "", or why it was not kept."""
 
 
 @final
@@ -141,37 +146,57 @@ class Live(Outside):
             raise ToolError(f"{action.tool.name} gave no result within {own:g} seconds") from None
         return Result(text, len(text))
 
-    def approve(self, asked: ApprovalAsked, approve: Approve | None) -> str:
+    def approve(self, asked: ApprovalAsked, approve: Approve | None, until: float) -> str:
         if approve is None:
             return "nobody is there to approve it"
         try:
-            return "" if approve(asked) is True else "it was not approved"
+            return "" if self._bounded(until, lambda: approve(asked)) is True else "it was not approved"
+        except TimeUp:
+            return "nobody said yes in time"
         except Exception as error:  # no answer is no
             return f"the approval failed: {type(error).__name__}: {error}"
 
     def examine(
-        self, who: str, place: Place, number: int, guards: Sequence[Guard], text: str
+        self, who: str, place: Place, number: int, guards: Sequence[Guard], text: str, until: float
     ) -> tuple[str, tuple[Finding, ...]]:
         found: list[Finding] = []
         for guard in guards:
             try:
-                text, new = examine((guard,), text, place)
+                text, new = self._bounded(until, partial(examine, (guard,), text, place))
             except Exception as error:  # a guard that fails lets nothing pass
                 name = getattr(guard, "name", type(guard).__name__)
-                text, new = "", (Finding(name, f"the guard failed: {type(error).__name__}: {error}"),)
+                text, new = "", (Finding(name, f"the guard failed: {_said(error)}"),)
             found += new
             if any(each.action == "block" for each in new):
                 break
         return text, tuple(found)
 
-    def recall(self, who: str, look: Callable[[], list[Remembered]]) -> list[Remembered]:
-        return look()
+    def recall(self, who: str, look: Callable[[], list[Remembered]], until: float) -> tuple[list[Remembered], str]:
+        try:
+            return self._bounded(until, look), ""
+        except Exception as error:  # a memory that fails is no reason to do nothing
+            return [], f"memory failed: {_said(error)}"
 
-    def verify(self, who: str, check: Callable[[], str]) -> str:
-        return check()
+    def verify(self, who: str, check: Callable[[], str], until: float) -> str:
+        try:
+            return self._bounded(until, check)
+        except Exception as error:
+            return f"the verifier failed: {_said(error)}"
 
-    def keep(self, save: Callable[[], None]) -> None:
-        save()
+    def keep(self, who: str, save: Callable[[], None], until: float) -> str:
+        try:
+            self._bounded(until, save)
+        except Exception as error:
+            return f"the answer was not remembered: {_said(error)}"
+        return ""
+
+    def _bounded(self, until: float, work: Callable[[], R]) -> R:
+        """What a guard, a memory, a verifier or a person says; TimeUp where it does not come in time."""
+        return within(max(GRACE, until - self.now("", 0)), work)
+
+
+def _said(error: Exception) -> str:
+    return "it gave no answer in time" if isinstance(error, TimeUp) else f"{type(error).__name__}: {error}"
 
 
 def within(seconds: float, work: Callable[[], R]) -> R:

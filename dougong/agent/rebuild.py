@@ -26,12 +26,23 @@ def rebuilt(events: Sequence[Event], who: str | None = None) -> Agent:
     Raises DougongError where a trace cannot say what the agent was: a policy that is not one of
     `dougong.agent.patterns`, members of a team.
     """
-    from dougong.agent.agent import Agent
-
     starts: dict[str, Started] = {}
     for each in _of_kind(events):
         starts.setdefault(_unnumbered(each.who), each)
     start = starts[who] if who is not None else next(iter(starts.values()))
+    try:
+        return _agent(events, start, starts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DougongError):
+            raise
+        # The setup is what JSON made of it, and a trace may come from anywhere.
+        told = f"the setup of {start.who} in the trace cannot be read ({type(error).__name__}: {error})"
+        raise DougongError(f"{told}; replay it with its agent") from None
+
+
+def _agent(events: Sequence[Event], start: Started, starts: dict[str, Started]) -> Agent:
+    from dougong.agent.agent import Agent
+
     setup = start.setup
     tools = [
         _worker(events, each, f"{_unnumbered(start.who)}/{each.tool.name}", starts) if each.agent else _Told(each)

@@ -17,6 +17,7 @@ from dougong.agent.events import (
     ApprovalGiven,
     ApprovalRefused,
     Event,
+    Finished,
     Guarded,
     Judged,
     ModelAnswered,
@@ -171,14 +172,14 @@ class Recorded(Outside):
             raise TimeUp
         raise ToolError(result.error)
 
-    def approve(self, asked: ApprovalAsked, approve: Approve | None) -> str:
+    def approve(self, asked: ApprovalAsked, approve: Approve | None, until: float) -> str:
         said = self._tape(asked.who).approvals.get(asked.number)
         if said is None:
             raise TraceOver
         return said.why if isinstance(said, ApprovalRefused) else ""
 
     def examine(
-        self, who: str, place: Place, number: int, guards: Sequence[Guard], text: str
+        self, who: str, place: Place, number: int, guards: Sequence[Guard], text: str, until: float
     ) -> tuple[str, tuple[Finding, ...]]:
         found = [
             Finding(each.guard, each.reason, each.action, each.text) for each in self._tape(who).found[place, number]
@@ -187,18 +188,19 @@ class Recorded(Outside):
             text = "" if each.action == "block" else text if each.text is None else each.text
         return text, tuple(found)
 
-    def recall(self, who: str, look: Callable[[], list[Remembered]]) -> list[Remembered]:
+    def recall(self, who: str, look: Callable[[], list[Remembered]], until: float) -> tuple[list[Remembered], str]:
         found = next(self._tape(who).recalled, None)
-        return [] if found is None else list(map(Remembered, found.texts, found.trusted))
+        return ([], "") if found is None else (list(map(Remembered, found.texts, found.trusted)), found.fault)
 
-    def verify(self, who: str, check: Callable[[], str]) -> str:
+    def verify(self, who: str, check: Callable[[], str], until: float) -> str:
         verdict = next(self._tape(who).verdicts, None)
         if verdict is None:
             raise TraceOver
         return verdict.fault
 
-    def keep(self, save: Callable[[], None]) -> None:
-        """It was kept then."""
+    def keep(self, who: str, save: Callable[[], None], until: float) -> str:
+        last = self._tape(who).events[-1]
+        return last.detail if isinstance(last, Finished) and last.reason == "answered" else ""
 
 
 def _rest(answer: ModelAnswered, said: bool) -> Iterator[Delta]:

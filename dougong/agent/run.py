@@ -246,13 +246,7 @@ class Run:
     def judge(self, verify: Verify, answer: str) -> Steps[str]:
         """What a verifier finds wrong with an answer; "" for nothing. One that fails has found nothing right."""
 
-        def check() -> str:
-            try:
-                return verify(answer) or ""
-            except Exception as error:
-                return f"the verifier failed: {type(error).__name__}: {error}"
-
-        fault = self.outside.verify(self.who, check)
+        fault = self.outside.verify(self.who, lambda: verify(answer) or "", self.until)
         self.tick()
         yield self.event(Judged, judge="verifier", fault=fault)
         return fault

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import types
@@ -50,16 +51,29 @@ class Signature:
 def signature_of(function: Callable[..., Any]) -> Signature:
     """Read a function's signature and docstring.
 
+    `function` may be a function, a method, a functools.partial, or an object that can be called. The first parameter
+    of a method that is decorated inside its class is the object itself, and no argument.
+
     Raises DougongError, naming the parameter, for what a schema cannot say: *args, **kwargs, positional-only
-    parameters, missing or unknown annotations.
+    parameters, missing or unknown annotations; and for what is no function: a class, a generator.
     """
-    name = getattr(function, "__name__", type(function).__name__)
+    inner = _innermost(function)
+    name = getattr(inner, "__name__", type(inner).__name__)
+    if isinstance(inner, type) or not callable(inner):
+        raise DougongError(f"a tool is {inner!r:.80}; expected a function")
+    body = inner if inspect.isroutine(inner) else type(inner).__call__
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+        raise DougongError(f"{name} yields its results one by one; a tool returns them at once: return a list")
     try:
-        hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+        hints = typing.get_type_hints(body, include_extras=True)
+        parameters = dict(inspect.signature(function).parameters)
     except (NameError, TypeError, AttributeError) as error:
         raise DougongError(f"the annotations of {name} cannot be read: {error}; define its types in a module") from None
-    parameters = inspect.signature(function).parameters
-    description, texts = read_docstring(inspect.getdoc(function), parameters)
+    except ValueError:
+        raise DougongError(f"{name} does not say what it takes; put it into a function that does") from None
+    if of_class(function):
+        del parameters[next(iter(parameters))]
+    description, texts = read_docstring(inspect.getdoc(inner) or inspect.getdoc(body), parameters)
     properties: Schema = {}
     readers: dict[str, Read] = {}
     for key, parameter in parameters.items():
@@ -70,6 +84,26 @@ def signature_of(function: Callable[..., Any]) -> Signature:
         readers[key] = shape.read
     required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
     return Signature(name, description, _object(properties, required), readers)
+
+
+def _innermost(function: Any) -> Any:
+    """The function inside decorators and partials, whose annotations count."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            return function
+
+
+def of_class(function: object) -> bool:
+    """Whether a function was defined inside a class and waits for its object: its first parameter is a bare `self` or
+    `cls`."""
+    if not inspect.isfunction(function) or "." not in function.__qualname__.rpartition("<locals>")[2].lstrip("."):
+        return False
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return first is not None and first.name in ("self", "cls") and first.annotation is first.empty
 
 
 def _parameter(function: str, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Shape:
@@ -132,6 +166,8 @@ def shape_of(kind: Any, where: str, inside: tuple[Any, ...] = ()) -> Shape:
         shape = shape_of(inner[0], where, inside)
         texts = [note for note in inner[1:] if isinstance(note, str)]
         return Shape({**shape.schema, "description": texts[0]}, shape.read) if texts else shape
+    if isinstance(kind, typing.NewType):
+        return shape_of(kind.__supertype__, where, inside)
     if origin in (Required, NotRequired):
         return shape_of(inner[0], where, inside)
     if origin is Literal:
@@ -233,6 +269,10 @@ def _record(kind: Any, where: str, inside: tuple[Any, ...]) -> Shape:
         optional = {f.name for f in fields if not (f.default is missing and f.default_factory is missing)}
         names = [each.name for each in fields]
         make = kind
+        asked = inspect.signature(kind).parameters.values()
+        unknown = [each.name for each in asked if each.default is each.empty and each.name not in names]
+        if unknown:
+            raise DougongError(f"{where} is made with {unknown[0]}, which is no field of {kind.__name__}")
     texts = read_docstring(kind.__doc__, names)[1]
     shapes = {name: shape_of(hints[name], f"{where}.{name}", (*inside, kind)) for name in names}
     properties = {

@@ -13,12 +13,13 @@ import dataclasses
 import inspect
 import json
 import threading
+import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, final, get_args, overload
 
 from dougong.agent.check import check
-from dougong.agent.schema import Signature, signature_of
+from dougong.agent.schema import Signature, of_class, signature_of
 from dougong.base import DougongError, record_to
 from dougong.chat import Tool
 
@@ -84,7 +85,8 @@ class Action(ABC):
 
 @final
 class FunctionAction(Action):
-    """A function as an action; calling it as a function still works."""
+    """A function as an action; calling it as a function still works. One that decorates a method is, taken from an
+    object, that object's action."""
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class FunctionAction(Action):
         description: str | None = None,
     ) -> None:
         self.function = function
+        self.settings = (effect, trusted, timeout, name, description)
         self.signature: Signature = signature_of(function)
         made = Tool(
             name or self.signature.name,
@@ -107,7 +110,15 @@ class FunctionAction(Action):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
+    def __get__(self, instance: object, owner: type | None = None) -> FunctionAction:
+        """The action of `instance`, where this one is of a method of its class."""
+        if instance is None or not of_class(self.function):
+            return self
+        return FunctionAction(types.MethodType(self.function, instance), *self.settings)
+
     def perform(self, arguments: dict[str, Any]) -> object:
+        if of_class(self.function):
+            raise DougongError(f"it is a method without its object; take it from one, as in thing.{self.tool.name}")
         result = self.function(**self.signature.read(arguments))
         return _awaited(result, self.timeout) if inspect.isawaitable(result) else result
 
@@ -137,7 +148,12 @@ def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
 
 
 def as_text(result: object) -> str:
-    """Text as it is, anything else as JSON. Lone surrogates, which no encoder takes, become "?"."""
+    """Text as it is, anything else as JSON. Lone surrogates, which no encoder takes, become "?".
+
+    Raises DougongError for an iterator: it says nothing yet, and may never end.
+    """
+    if isinstance(result, (Iterator, AsyncIterator)):
+        raise DougongError(f"it returned {type(result).__name__}, which gives its items one by one; return a list")
     if not isinstance(result, str):
         if dataclasses.is_dataclass(result) and not isinstance(result, type):
             result = record_to(result)

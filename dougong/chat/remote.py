@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dougong.base import DougongError
 from dougong.chat.delta import Delta
-from dougong.chat.message import Message, Tool, Usage, read_calls
+from dougong.chat.message import Message, Tool
 from dougong.chat.model import ChatError, ChatModel
+from dougong.chat.sse import LONGEST, deltas, usage_of
 from dougong.chat.wire import body_of
 
 if TYPE_CHECKING:
@@ -102,10 +103,13 @@ class RemoteChat(ChatModel):
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ChatError(f"{self.url} answered without a choice: {data!r:.200}")
-        message = Message.from_openai(
-            {"role": "assistant", **(choices[0].get("message") or {})}, f"the answer of {self.url}"
+        said, reason = choices[0].get("message") or {}, choices[0].get("finish_reason")
+        if not isinstance(said, dict):
+            raise ChatError(f"{self.url} answered with the message {said!r:.80}; expected an object")
+        message = Message.from_openai({"role": "assistant", **said}, f"the answer of {self.url}")
+        return replace(
+            message, finish_reason=reason if isinstance(reason, str) else None, usage=usage_of(data.get("usage"))
         )
-        return replace(message, finish_reason=choices[0].get("finish_reason"), usage=_usage(data.get("usage")))
 
     def stream(
         self,
@@ -119,7 +123,7 @@ class RemoteChat(ChatModel):
         with ExitStack() as stack:
             response = self._open(stack, "POST", f"{self.url}/chat/completions", body, whole=False)
             with _told(self.url, self._client.timeout.read):
-                yield from _deltas(_events(response, self.url), self.url)
+                yield from deltas(response.iter_text(), self.url)
 
     def _fetch(self, method: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The whole answer, an object; asked for again as `Retries` says. Raises ChatError."""
@@ -137,7 +141,7 @@ class RemoteChat(ChatModel):
                 with _told(url, self._client.timeout.read), ExitStack() as own:
                     response = own.enter_context(self._client.stream(method, url, json=body))
                     if response.status_code >= 400 or whole:
-                        response.read()
+                        _read(response, url)
                     if response.status_code >= 400:
                         raise _refused(response, url)
                     stack.push(own.pop_all())
@@ -202,68 +206,22 @@ def _until(date: str) -> float | None:
         return None
 
 
+def _read(response: httpx.Response, url: str) -> None:
+    """Let the response have its body, as `read` would, but no endless one. Raises ChatError."""
+    kept = bytearray()
+    for piece in response.iter_bytes():
+        kept += piece
+        if len(kept) > LONGEST:
+            raise ChatError(f"{url} answered with more than {LONGEST:,} bytes", 400)
+    response._content = bytes(kept)
+
+
 def _json(response: httpx.Response) -> dict[str, Any]:
     text = response.read()
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ChatError(f"{response.url} answered with something that is no JSON: {text[:120]!r}") from None
     if not isinstance(data, dict):
         raise ChatError(f"{response.url} answered with {data!r:.80}; expected an object")
     return data
-
-
-def _events(response: httpx.Response, url: str) -> Iterator[dict[str, Any]]:
-    """The objects of a stream of server-sent events. Raises ChatError when it ends before [DONE]."""
-    for line in response.iter_lines():
-        name, _, value = line.partition(":")
-        if name != "data":
-            continue
-        if value.strip() == "[DONE]":
-            return
-        try:
-            data = json.loads(value)
-        except ValueError:
-            raise ChatError(f"{url} sent an event that is no JSON: {value[:120]!r}") from None
-        if isinstance(data, dict) and data.get("error"):
-            error = data["error"]
-            raise ChatError(f"{url}: {error.get('message') if isinstance(error, dict) else error}")
-        if isinstance(data, dict):
-            yield data
-    raise ChatError(f"{url} broke off its answer before [DONE]")
-
-
-def _deltas(events: Iterator[dict[str, Any]], url: str) -> Iterator[Delta]:
-    """Pieces of the answer; calls are held until all of their arguments are there."""
-    calls: dict[int, dict[str, Any]] = {}
-    reason, usage = None, None
-    for data in events:
-        usage = _usage(data.get("usage")) or usage
-        for choice in data.get("choices") or ():
-            piece = choice.get("delta") or {}
-            thought = piece.get("reasoning_content") or piece.get("reasoning")
-            if thought:
-                yield Delta(reasoning=thought)
-            if piece.get("content"):
-                yield Delta(content=piece["content"])
-            for part in piece.get("tool_calls") or ():
-                call = calls.setdefault(part.get("index") or 0, {"id": None, "name": "", "arguments": ""})
-                function = part.get("function") or {}
-                call["id"] = part.get("id") or call["id"]
-                call["name"] += function.get("name") or ""
-                call["arguments"] += function.get("arguments") or ""
-            reason = choice.get("finish_reason") or reason
-    for _, call in sorted(calls.items()):
-        made, spoiled = read_calls([{"id": call["id"], "function": call}], f"the answer of {url}")
-        yield from (Delta(call=each) for each in made)
-        yield from (
-            Delta(content=text, note=f"a call is malformed and was left as text: {text[:80]}") for text in spoiled
-        )
-    yield Delta(finish_reason=reason or "stop", usage=usage)
-
-
-def _usage(data: Any) -> Usage | None:
-    if not isinstance(data, dict):
-        return None
-    cached = (data.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(data.get("prompt_tokens") or 0, data.get("completion_tokens") or 0, cached)

@@ -72,7 +72,7 @@ def told(event: Event) -> str:
             tools = ", ".join(each.tool.name for each in event.tools) or "no tools"
             return f"{event.who}: {short(event.task)}  [{tools}]"
         case Recalled():
-            return f"remembers {len(event.texts)} texts"
+            return event.fault or f"remembers {len(event.texts)} texts"
         case ModelAnswered() if event.message.content and not event.message.tool_calls:
             return ""
         case ModelFailed():

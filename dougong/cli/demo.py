@@ -17,7 +17,8 @@ from dougong.cli.demo_print import print_result
 from dougong.cli.demo_recipe import Demo
 from dougong.cli.demo_report import write_demo_report
 from dougong.cli.demo_stages import (
-    drawn,
+    aimed_problems,
+    effect,
     kept_answers,
     own_pairs,
     skill_conversations,
@@ -103,14 +104,16 @@ def demo(recipe: Demo, resume: bool) -> None:
     if not (folder / "model").is_dir():
         with atomic_directory(folder / "model") as temporary:
             shutil.copytree(recipe.rl.run / "model", temporary, dirs_exist_ok=True)
-    shifts = {
-        name: drawn(kept, name, (stage.model, stage.run / "model"), problems, recipe.seed)
+    effects = {
+        name: effect(
+            kept, name, (stage.model, stage.run / "model"), aimed_problems(name, recipe.aimed, recipe.seed), recipe.seed
+        )
         for name, stage in (("prefer", recipe.prefer), ("rl", recipe.rl))
     }
     _say("7    tools")
     errands = trials(recipe.unseen, recipe.seed)
     told = kept_trials(folder / "model", kept / "tools.json", errands)
-    result = {**figures, **stage_figures(problems, answers, shifts), "tools": tool_figures(errands, told)}
+    result = {**figures, **stage_figures(problems, answers, effects), "tools": tool_figures(errands, told)}
     write_json(folder / "result.json", result)
     _say("8    report")
     write_demo_report(folder, problems, answers, errands, told)

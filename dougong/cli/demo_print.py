@@ -37,6 +37,13 @@ def between(row: Mapping[str, Any], signed: bool = False) -> str:
     return f"{row['low']:+.0%} to {row['high']:+.0%}" if signed else f"{row['low']:.0%} to {row['high']:.0%}"
 
 
+def verdict(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What the interval of a difference says of it, in English and Chinese."""
+    if row["low"] > 0:
+        return "raised", "已提高"
+    return ("lowered", "已降低") if row["high"] < 0 else ("no difference shown", "未显出差别")
+
+
 def _table(title: str, *columns: str) -> Any:
     from rich.table import Table
 
@@ -63,7 +70,7 @@ def _skills(result: Mapping[str, Any]) -> Any:
 
 def _raised(result: Mapping[str, Any]) -> Any:
     table = _table(
-        "What each stage raised (same problems, paired)",
+        "What each stage did to what it targets (same problems, paired)",
         "stage",
         "targets",
         "best answers",
@@ -76,14 +83,12 @@ def _raised(result: Mapping[str, Any]) -> Any:
             on, every = change["target"], change["all"]
             targets = "all" if len(stage.targets) > 3 else ", ".join(stage.targets)
             free = change.get("drawn")
-            table.add_row(
-                stage.label[0], targets, _change(on), _change(free) if free else "", f"{every['share']:+.1%}",
-            )  # fmt: skip
+            table.add_row(stage.label[0], targets, _change(on), _change(free) if free else "", f"{every['share']:+.1%}")
     return table
 
 
 def _change(row: Mapping[str, Any]) -> str:
-    return f"{row['share']:+.1%} ({between(row, True)})"
+    return f"{row['share']:+.1%} ({between(row, True)}): {verdict(row)[0]}"
 
 
 def _tools(result: Mapping[str, Any]) -> Any:

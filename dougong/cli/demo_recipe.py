@@ -83,8 +83,8 @@ class Demo:
     - chat: instruction tuning. prefer: true answers before the model's own wrong ones. rl: GRPO on checked problems
     - problems, errands: for instruction tuning, problems of every skill, and of every kind that tools serve (long
       sums, questions about texts)
-    - asked, tasks: problems of every skill that preferences are made of, and that GRPO draws from. unseen: others to
-      be measured on
+    - asked, tasks: problems of every skill that preferences are made of, and that GRPO draws from. unseen: others of
+      every skill to be measured on; aimed: of every skill that preferences or GRPO target, to measure what they did
 
     examples:
       dougong demo
@@ -98,13 +98,14 @@ class Demo:
     rl: Rl = field(default_factory=_rl)
     problems: int = 5200
     errands: int = 1500
-    asked: int = 700
+    asked: int = 1200
     tasks: int = 1500
     unseen: int = 200
+    aimed: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, problems=1, errands=8, asked=1, tasks=1, unseen=1)
+        at_least(self, problems=1, errands=8, asked=1, tasks=1, unseen=1, aimed=2)
         reach = max(self.text.model.context, self.text.length)
         for name in ("chat", "prefer"):
             length = getattr(self, name).length

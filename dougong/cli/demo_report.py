@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dougong.base import atomic_file, read_json
-from dougong.cli.demo_print import between, model_row, share
+from dougong.cli.demo_print import between, model_row, share, verdict
 from dougong.cli.demo_stages import STAGES
 from dougong.cli.demo_tools import Trial
 from dougong.cli.prefer import CHARTS as PREFER_CHARTS
@@ -148,27 +148,31 @@ def _raised(result: Mapping[str, Any]) -> str:
             continue
         change = result["raised"][stage.name]
         on = change["target"]
-        told = f"{on['share']:+.1%} ({between(on, True)})"
+        told = _verdict(on)
         moves = f"+{on['won']} −{on['lost']}"
-        every = f"{change['all']['share']:+.1%} ({between(change['all'], True)})"
+        every = _verdict(change["all"])
         free = change.get("drawn")
-        loose = (
-            f"{free['before']:.1%} → {free['after']:.1%}, {free['share']:+.1%} ({between(free, True)})" if free else ""
-        )
+        loose = _verdict(free, f"{free['before']:.1%} → {free['after']:.1%}, ") if free else ""
         targets = ("all", "全部") if len(stage.targets) > 3 else ", ".join(stage.targets)
         rows.append((stage.label, targets, told, moves, loose, on["total"], every))
     return table(
         (
             ("stage", "阶段"),
             ("targets", "目标技能"),
-            ("change on its targets", "目标上的变化"),
+            ("most probable answers, on its targets", "目标上的最可能回答"),
             ("now right, now wrong", "变对与变错"),
-            ("answers drawn at temperature 1", "温度 1 采样的回答"),
+            ("answers drawn at temperature 1, on its targets", "目标上温度 1 采样的回答"),
             ("problems", "题数"),
-            ("change on all", "全部题目的变化"),
+            ("most probable answers, on all skills", "全部技能的最可能回答"),
         ),
         rows,
     )
+
+
+def _verdict(row: Mapping[str, Any], before: str = "") -> tuple[str, str]:
+    """A difference with its interval, and plainly whether it is one."""
+    told, (en, zh) = f"{before}{row['share']:+.1%} ({between(row, True)})", verdict(row)
+    return f"{told}: {en}", f"{told}：{zh}"
 
 
 def _tools(result: Mapping[str, Any], trials: Sequence[Trial], told: Told) -> list[str]:

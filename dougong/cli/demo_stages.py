@@ -17,7 +17,7 @@ from dougong.data.skills.context import UNKNOWN_SKILL
 from dougong.data.skills.template import BRIEF_TEMPLATE
 from dougong.engine import Engine, Sampling
 from dougong.evals import accuracy
-from dougong.evals.paired import Shift, paired, shifted
+from dougong.evals.paired import Change, Shift, paired, shifted
 from dougong.evals.skills import answer
 from dougong.hub import LanguageModel, load, save
 from dougong.train.monitor import Progress
@@ -39,6 +39,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("prefer", ("prefer", "偏好调优"), ("strings", "lists")),
     Stage("rl", ("GRPO", "GRPO"), ("arithmetic", "lists")),
 )
+DRAWS = 4
 TARGETS = {stage.name: stage.targets for stage in STAGES}
 
 
@@ -69,14 +70,21 @@ def tasks(count: int, seed: int) -> list[Task]:
 
 def own_pairs(model: Path, kept: Path, count: int, seed: int) -> list[Pair]:
     """Pairs made of the model's own mistakes: to `count` training problems of every skill that preference targets it
-    gives two answers, and the true answer is preferred to each wrong one. Sampled once and kept in a file.
+    gives its most probable answer and DRAWS drawn ones, and the true answer is preferred to each wrong one. Sampled
+    once and kept in a file.
 
+    Only problems count of which the model got some right and some wrong: what it can do but does not always do, a
+    preference can teach; what it never does, it would learn by heart. Where there are none of these, all count.
     Raises DougongError when there was no mistake.
     """
     problems = [problem for skill in TARGETS["prefer"] for problem in generate(skill, seed, count)]
+    told = kept_samples(model, kept, problems, seed, "own answers", DRAWS)
+    marks = [[problem.check(text) for text in texts] for problem, texts in zip(problems, told, strict=True)]
+    some = any(any(each) and not all(each) for each in marks)
     pairs = [
         Pair(problem.messages, _said(problem.answer), _said(text), source=f"skill:{problem.skill}/{problem.task}")
-        for problem, texts in zip(problems, kept_samples(model, kept, problems, seed, "own answers"), strict=True)
+        for problem, texts, right in zip(problems, told, marks, strict=True)
+        if any(right) or not some
         for text in dict.fromkeys(texts)
         if not problem.check(text)
     ]
@@ -92,17 +100,18 @@ def _said(text: str) -> tuple[dict[str, Any], ...]:
 
 
 def kept_samples(
-    model: Path, kept: Path, problems: Sequence[Problem], seed: int, label: str, samples: int = 2
+    model: Path, kept: Path, problems: Sequence[Problem], seed: int, label: str, draws: int
 ) -> list[list[str]]:
-    """`samples` answers to each problem, drawn from the model's own distribution (temperature 1) once and kept."""
+    """To each problem the model's most probable answer, then `draws` from its own distribution (temperature 1); asked
+    once and kept."""
     if not kept.is_file():
         with Progress(label, len(problems)) as bar:
-            write_json(kept, _samples(load_for_chat(model), problems, samples, seed, bar))
+            write_json(kept, _samples(load_for_chat(model), problems, draws, seed, bar))
     return read_json(kept)
 
 
 def _samples(
-    lm: LanguageModel, problems: Sequence[Problem], samples: int, seed: int, bar: Progress, at_once: int = 128
+    lm: LanguageModel, problems: Sequence[Problem], draws: int, seed: int, bar: Progress, at_once: int = 128
 ) -> list[list[str]]:
     assert lm.tokenizer is not None
     engine = Engine(lm, max_batch=128)
@@ -110,30 +119,44 @@ def _samples(
     for start in range(0, len(problems), at_once):
         part = problems[start : start + at_once]
         prompts = [lm.tokenizer.render_ids(each.messages, add_generation_prompt=True).ids for each in part]
-        rounds = []
-        for number in range(samples):
-            first = seed * 1_000_003 + start * samples + number
-            how = [Sampling(max_tokens=40, seed=first + at * samples) for at in range(len(part))]
+        best = Sampling(max_tokens=40, temperature=0.0)
+        rounds = [[done.text for done in engine.generate(prompts, best)]]
+        for number in range(draws):
+            first = seed * 1_000_003 + start * draws + number
+            how = [Sampling(max_tokens=40, seed=first + at * draws) for at in range(len(part))]
             rounds.append([done.text for done in engine.generate(prompts, how)])
         found += [list(texts) for texts in zip(*rounds, strict=True)]
         bar.update(len(found))
     return found
 
 
-def drawn(folder: Path, stage: str, models: tuple[Path, Path], problems: Sequence[Problem], seed: int) -> Shift:
-    """What a stage did to answers that are drawn, as in chat, on the skills that it targets: the share of right ones
-    from the model before it and from the one after it."""
-    aimed = [problem for problem in problems if problem.skill in TARGETS[stage]]
-    scores = []
+@dataclass(frozen=True)
+class Effect:
+    """What a stage did on the skills that it targets, on the same problems before and after it: to the most probable
+    answers, and to the share of right ones among answers that are drawn, as in chat."""
+
+    best: Change
+    drawn: Shift
+
+
+def aimed_problems(stage: str, count: int, seed: int) -> list[Problem]:
+    """`count` problems of every skill that a stage targets which no stage learned from; all where there are fewer."""
+    return [each for skill in TARGETS[stage] for each in generate(skill, seed, count, split="test", fewer=True)]
+
+
+def effect(
+    folder: Path, stage: str, models: tuple[Path, Path], problems: Sequence[Problem], seed: int, draws: int = 1
+) -> Effect:
+    """Of a stage that makes the second model of the first one; the answers are kept in `folder`."""
+    marks: list[list[list[bool]]] = []
     for side, model in zip(("before", "after"), models, strict=True):
-        told = kept_samples(model, folder / f"{stage}_{side}.json", aimed, seed, f"draws {side} {stage}", 4)
-        scores.append(
-            [
-                sum(problem.check(text) for text in texts) / len(texts)
-                for problem, texts in zip(aimed, told, strict=True)
-            ]
-        )
-    return shifted(*scores)
+        kept = folder / f"{stage}_{side}.json"
+        told = kept_samples(model, kept, problems, seed, f"answers {side} {stage}", draws)
+        marks.append([[problem.check(text) for text in texts] for problem, texts in zip(problems, told, strict=True)])
+    before, after = marks
+    best = paired([each[0] for each in before], [each[0] for each in after])
+    shares = [[sum(each[1:]) / draws for each in side] for side in (before, after)]
+    return Effect(best, shifted(shares[0], shares[1]))
 
 
 def kept_answers(model: Path, kept: Path, problems: Sequence[Problem], label: str) -> list[str]:
@@ -145,22 +168,24 @@ def kept_answers(model: Path, kept: Path, problems: Sequence[Problem], label: st
 
 
 def stage_figures(
-    problems: Sequence[Problem], answers: dict[str, list[str]], shifts: dict[str, Shift]
+    problems: Sequence[Problem], answers: dict[str, list[str]], effects: dict[str, Effect]
 ) -> dict[str, Any]:
     """ "accuracy": of every stage by skill, best answers. "raised": of every stage after the first, the change from the
-    one before on the skills that it targets and on all, and where it was measured that of drawn answers."""
+    one before on the skills that it targets ("target"; with "drawn" where answers were drawn) and on all ("all")."""
     marks = {
         name: [problem.check(text) for problem, text in zip(problems, texts, strict=True)]
         for name, texts in answers.items()
     }
     raised: dict[str, Any] = {}
     for before, after in itertools.pairwise(answers):
-        row: dict[str, Any] = {"skills": list(TARGETS[after])}
-        for which, skills in (("target", TARGETS[after]), ("all", tuple(SKILLS))):
-            places = [at for at, problem in enumerate(problems) if problem.skill in skills]
-            change = paired([marks[before][at] for at in places], [marks[after][at] for at in places])
-            row[which] = {**asdict(change), "share": change.share}
-        shift = shifts.get(after)
-        raised[after] = row if shift is None else {**row, "drawn": {**asdict(shift), "share": shift.share}}
+        every = paired(marks[before], marks[after])
+        row: dict[str, Any] = {"skills": list(TARGETS[after]), "all": _changed(every), "target": _changed(every)}
+        if after in effects:
+            row |= {"target": _changed(effects[after].best), "drawn": _changed(effects[after].drawn)}
+        raised[after] = row
     shares = {name: [asdict(row) for row in accuracy(texts, problems)] for name, texts in answers.items()}
     return {"accuracy": shares, "raised": raised}
+
+
+def _changed(change: Change | Shift) -> dict[str, Any]:
+    return {**asdict(change), "share": change.share}

@@ -16,7 +16,7 @@ from dougong.cli.options import Flag, hint, parse
 class Lab:
     """An experiment: small models of several kinds and seeds, trained and compared; a figure, a table, plain words.
 
-    experiments: positions, norms, heads, experts, mixers, tuning, rlhf
+    experiments: positions, norms, heads, experts, mixers, tuning, retrieval, rlhf
 
     examples:
       dougong lab positions

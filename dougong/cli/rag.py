@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dougong.base import DougongError
+from dougong.base import DougongError, nearest
 from dougong.cli import Command, dispatch
 from dougong.cli.options import Flag, given_text, hint, parse
 
 if TYPE_CHECKING:
     from dougong.chat import ChatModel
+    from dougong.rag.answer import Answer
     from dougong.rag.chunkers import Chunker
     from dougong.rag.embedder import Embedder
     from dougong.rag.hit import Hit
@@ -25,6 +27,8 @@ COMMANDS = {
     "index": Command("read a folder of documents; again later: only what changed", __name__, "index"),
     "search": Command("the passages that fit best", __name__, "search"),
     "ask": Command("an answer with citations", __name__, "ask"),
+    "remove": Command("forget documents, everywhere", __name__, "remove"),
+    "graph": Command("names and relations in the documents: local, global and path search", __name__, "graph"),
     "eval": Command("how well it finds: nDCG, recall, MRR with intervals", __name__, "evaluate"),
 }
 
@@ -42,6 +46,7 @@ How = Literal["hybrid", "words", "dense"]
 Into = Annotated[str, tyro.conf.arg(metavar="URI")]
 EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH")]
 ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH|URL")]
+ModelPath = Annotated[str | None, hint("none", "PATH|URL")]
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,23 @@ class Ask:
     """print one JSON object"""
 
 
+@dataclass(frozen=True)
+class Remove:
+    """Forget files: their text, chunks, vectors and what the graph has from them. The files themselves stay.
+
+    examples:
+      dougong rag remove docs/old.md
+      dougong rag remove "docs/drafts/*" --library milvus:papers.db
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME...")]
+    """names as `search` tells them, or patterns"""
+    library: Into = LIBRARY
+    """where the index is"""
+    embedder: EncoderPath = None
+    """the encoder that made the vectors"""
+
+
 def run(args: list[str]) -> int:
     return dispatch("dougong rag", "Answers from a folder of documents.", COMMANDS, args, EXAMPLES)
 
@@ -130,8 +152,36 @@ def index(args: list[str]) -> int:
     options = parse(Index, args, "rag index")
     library = _open(options.library, options.embedder, options.chunker, options.limit, options.overlap)
     report = _fill(library, options.folder, options.json)
+    forget(library)
     _tell(report, len(library.store.chunks()), options.library, options.json)
     return 0
+
+
+def remove(args: list[str]) -> int:
+    options = parse(Remove, args, "rag remove")
+    library = _open(options.library, options.embedder, "structure", 200, 30)
+    known, gone = library.store.files(), []
+    for name in options.names:
+        found = [name] if name in known else sorted(each for each in known if fnmatchcase(each, name))
+        if not found:
+            raise DougongError(f"there is no file {name!r} in the library{nearest(name, known)}")
+        gone += found
+    if not gone:
+        raise DougongError("no file is named; give one or more")
+    for name in dict.fromkeys(gone):
+        library.remove(name)
+    forget(library)
+    print(f"{len(dict.fromkeys(gone))} removed\n{options.library}: {len(library.store.chunks()):,} chunks")
+    return 0
+
+
+def forget(library: Library) -> None:
+    """Take out of the graph beside the library, where there is one, what the library has no more."""
+    folder = library.store.kept_in()
+    if folder is not None and (folder / "graph.json").exists():
+        from dougong.rag.graph.graph import forget_gone
+
+        forget_gone(folder / "graph.json", library.store.chunks())
 
 
 def search(args: list[str]) -> int:
@@ -139,7 +189,10 @@ def search(args: list[str]) -> int:
     query = _words(options.query, "query")
     library = ready(options.library, options.embedder)
     where = None if options.doc is None else {"doc": options.doc}
-    for hit in library.search(query, options.k, where, options.how):
+    hits = library.search(query, options.k, where, options.how)
+    if not hits and not options.json:
+        print("no passage fits")
+    for hit in hits:
         if options.json:
             print(json.dumps({"score": hit.score, **_place(hit), "text": hit.chunk.text}, ensure_ascii=False))
         else:
@@ -152,6 +205,8 @@ def ask(args: list[str]) -> int:
     question = _words(options.question, "question")
     if options.agentic and options.model is None:
         raise DougongError("--agentic needs a model that decides; give --model")
+    if options.k < 1:
+        raise DougongError(f"-k is {options.k}; expected at least 1")
     model = None if options.model is None else chat_model(options.model)
     library = ready(options.library, options.embedder)
     retriever = library.retriever(options.how)
@@ -164,16 +219,27 @@ def ask(args: list[str]) -> int:
     else:
         chunks = [hit.chunk for hit in retriever.search(question, options.k)]
         given = quote(question, chunks) if model is None else answer(question, chunks, model)
-    if options.json:
+    tell_answer(given, options.json)
+    return 0
+
+
+def tell_answer(given: Answer, as_json: bool) -> None:
+    """An answer and where its citations stand."""
+    if as_json:
         cited = [asdict(each) for each in given.citations]
         print(json.dumps({"answer": given.text, "citations": cited, "unknown": given.unknown}, ensure_ascii=False))
-        return 0
+        return
     print(given.text)
     shown = dict.fromkeys((each.number, each.doc, each.bytes) for each in given.citations)
     for number, doc, (first, last) in shown:
         print(f"\n[{number}] {doc}, bytes {first} to {last}", end="")
     print()
-    return 0
+
+
+def graph(args: list[str]) -> int:
+    from dougong.cli.rag_graph import run as draw
+
+    return draw(args)
 
 
 def evaluate(args: list[str]) -> int:

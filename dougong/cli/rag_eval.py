@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,33 +15,39 @@ from dougong.cli.options import Flag, hint, parse
 from dougong.cli.rag import ChatPath, ChunkerName, EncoderPath, chat_model, make_chunker
 
 if TYPE_CHECKING:
+    from dougong.chat import ChatModel
     from dougong.rag.embedder import Embedder
-    from dougong.rag.evaluate import Collection, Row
+    from dougong.rag.evaluate import Collection, Result, Row
     from dougong.rag.hit import Retriever
     from dougong.rag.library import Library
 
-Name = Literal["cranfield", "cisi", "cmrc"]
-Way = Literal["words", "dense", "hybrid", "hyde", "fusion", "multi"]
+Name = Literal["cranfield", "cisi", "cmrc", "hotpot"]
+Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
+FIRST = "nDCG@10"
+"""The measure by which ways of searching are compared."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Measure retrieval: nDCG@10, recall@10 and @100, MRR, with 95% intervals of a bootstrap over the queries.
 
-    The collections are read from --data or the folder that DOUGONG_DATA names. HyDE, fusion and multi ask --model.
+    One table of every collection x chunker x retriever x reranker; below it, where they differ, query by query. The
+    collections are read from --data or the folder that DOUGONG_DATA names. HyDE, fusion and multi ask --model.
 
     examples:
       dougong rag eval --collections cranfield
-      dougong rag eval --chunkers structure fixed --rerankers none meaning --json
+      dougong rag eval --chunkers structure fixed --rerankers none meaning --limit 100 --json
+      dougong rag eval --collections cmrc --answers --queries 200
     """
 
     collections: tuple[Name, ...] = ("cranfield", "cisi", "cmrc")
-    """aerodynamics (English), information science (English), Wikipedia (Chinese)"""
+    """aerodynamics (English), information science (English), Wikipedia (Chinese), questions of two hops (English)"""
     chunkers: tuple[ChunkerName, ...] = ("structure",)
     """how documents are cut"""
     retrievers: tuple[Way, ...] = ("words", "dense", "hybrid")
-    """how chunks are found; hyde, fusion and multi let a model reword the query before a hybrid search"""
+    """how chunks are found; hops follows names by rule; hyde, fusion and multi let a model reword the query; all four
+    search by the hybrid"""
     rerankers: tuple[Rank, ...] = ("none",)
     """a second look at the first 30: by an embedder's cosine, or by a model that puts them in order"""
     limit: int = 1000
@@ -47,9 +55,11 @@ class Evaluate:
     queries: int = 0
     """only the first so many of each collection; 0: all"""
     answers: Flag = False
-    """measure answers too where a collection expects some (cmrc): exact match, F1, faithfulness (needs --model)"""
+    """measure answers too where a collection expects some (cmrc, hotpot): exact match, F1, faithfulness"""
+    weight: Annotated[float | None, hint("none: reciprocal ranks")] = None
+    """hybrid by scores, not ranks: this share for the vectors, 0 to 1, the rest for the words"""
     model: ChatPath = None
-    """a model folder, or the URL of an OpenAI-compatible endpoint"""
+    """a model folder, or the URL of an OpenAI-compatible endpoint; without one, answers quote the best sentence"""
     embedder: EncoderPath = None
     """an encoder that makes the vectors"""
     cache: Annotated[Path | None, hint("none: in memory")] = None
@@ -62,10 +72,7 @@ class Evaluate:
 
 def run(args: list[str]) -> int:
     options = parse(Evaluate, args, "rag eval")
-    needs = {"hyde", "fusion", "multi"} & set(options.retrievers)
-    needs |= ({"model"} & set(options.rerankers)) | ({"answers"} if options.answers else set())
-    if needs and options.model is None:
-        raise DougongError(f"{', '.join(sorted(needs))} asks a model; give --model PATH or URL")
+    _check(options)
     data = options.data or Path(os.environ.get("DOUGONG_DATA", ""))
     if not data.is_dir() or data == Path():
         raise DougongError("there are no collections; name their folder with --data or DOUGONG_DATA")
@@ -73,18 +80,85 @@ def run(args: list[str]) -> int:
     from dougong.rag.evaluate import read_collection
 
     embedder = open_embedder(options.embedder)
-    for name in options.collections:
-        collection = _first(read_collection(name, data), options.queries)
+    collections = [_first(read_collection(name, data), options.queries) for name in options.collections]
+    if not options.json:
+        print(_how(options, embedder))
+    rows: list[Row] = []
+    for collection in collections:
         for chunker in options.chunkers:
             library = _library(options, collection, chunker, embedder)
             for way in options.retrievers:
                 for rank in options.rerankers:
                     names = (chunker, way, rank)
-                    _tell(_measure(options, collection, library, names), options.json)
+                    rows.append(_measure(options, collection, library, names))
+                    _tell(rows[-1], options.json)
                     if options.answers and collection.answers:
                         _tell(_answers(options, collection, library, names), options.json)
             library.close()
+    for line in [] if options.json else differences(rows):
+        print(line)
     return 0
+
+
+def _check(options: Evaluate) -> None:
+    needs = {"hyde", "fusion", "multi"} & set(options.retrievers)
+    needs |= {"model"} & set(options.rerankers)
+    if needs and options.model is None:
+        raise DougongError(f"{', '.join(sorted(needs))} asks a model; give --model PATH or URL")
+    if options.weight is not None and not 0 <= options.weight <= 1:
+        raise DougongError(f"--weight is {options.weight}; expected 0 (words) to 1 (vectors)")
+    if options.queries < 0:
+        raise DougongError(f"--queries is {options.queries}; expected 0 (all) or more")
+    for name in ("collections", "chunkers", "retrievers", "rerankers"):
+        if not getattr(options, name):
+            raise DougongError(f"--{name} names none; name at least one")
+
+
+def _how(options: Evaluate, embedder: Embedder) -> str:
+    """What a reader must know of the table: who made the vectors, who was asked."""
+    reader = options.model or "no model: the sentence with the most of the question's words, quoted"
+    lines = [f"vectors by {embedder.name}; chunks of up to {options.limit} words; mean (95% interval)"]
+    if options.model and {"hyde", "fusion", "multi", "model"} & {*options.retrievers, *options.rerankers}:
+        lines.append(f"queries reworded, or hits put in order, by {options.model}")
+    if options.answers:
+        lines.append(f"answers by {reader}")
+    return "\n".join(lines)
+
+
+def differences(rows: Sequence[Row]) -> list[str]:
+    """Where ways of searching differ by nDCG@10, query by query: the hybrid from its parts, other ways from the hybrid,
+    a reranker from none, a chunker from the first."""
+    held = {(row.collection, row.chunker, row.retriever, row.reranker): row.results[FIRST] for row in rows}
+    chunkers = list(dict.fromkeys(row.chunker for row in rows))
+    lines = []
+    for (collection, chunker, way, rank), result in held.items():
+        others = [(collection, chunker, part, rank) for part in _compared(way)]
+        others += [(collection, chunker, way, "none")] if rank != "none" else []
+        others += [(collection, chunkers[0], way, rank)] if chunker != chunkers[0] else []
+        for other in others:
+            if other in held:
+                gap = result.over(held[other])
+                named = [f"{collection:10} {_named((chunker, way, rank))} - {_named(other[1:]):28}"]
+                lines.append(f"{named[0]} {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}){_sure(gap)}")
+    return [f"\n{FIRST}, differences over the same queries", *lines] if lines else []
+
+
+def _compared(way: str) -> tuple[str, ...]:
+    return ("words", "dense") if way == "hybrid" else () if way in ("words", "dense") else ("hybrid",)
+
+
+def _named(names: tuple[str, str, str]) -> str:
+    return " ".join(name for name in names if name != "none")
+
+
+def _sure(gap: Result) -> str:
+    return "" if gap.low > 0 or gap.high < 0 else "  not told apart"
+
+
+@cache
+def _chat(path: str) -> ChatModel:
+    """The model, loaded once for all rows of the table."""
+    return chat_model(path)
 
 
 def _first(collection: Collection, count: int) -> Collection:
@@ -120,7 +194,8 @@ def _answers(options: Evaluate, collection: Collection, library: Library, names:
     from dougong.rag.evaluate import Row, evaluate_answers
     from dougong.train.monitor import Progress
 
-    retriever, model = _retriever(options, library, names[1], names[2]), chat_model(options.model or "")
+    retriever = _retriever(options, library, names[1], names[2])
+    model = None if options.model is None else _chat(options.model)
     with Progress("answers", len(collection.queries), quiet=options.json) as bar:
         results = evaluate_answers(collection, retriever, model, progress=bar.update)
     return Row(collection.name, *names, results)
@@ -128,18 +203,26 @@ def _answers(options: Evaluate, collection: Collection, library: Library, names:
 
 def _retriever(options: Evaluate, library: Library, way: str, rank: str) -> Retriever:
     from dougong.rag.rerank import Listwise
-    from dougong.rag.retrievers import Hypothetical, ManyQueries, Reranked
+    from dougong.rag.retrievers import Hybrid, Hypothetical, ManyQueries, Reranked
+    from dougong.rag.retrievers.hops import Hops
     from dougong.rag.retrievers.mixed import ByMeaning
 
-    if way in ("words", "dense", "hybrid"):
-        found: Retriever = library.retriever(way)  # pyright: ignore[reportArgumentType]
+    hybrid = library.retriever("hybrid")
+    if options.weight is not None:
+        parts = (library.retriever("words"), library.retriever("dense"))
+        hybrid = Hybrid(parts, (1 - options.weight, options.weight))
+    if way in ("words", "dense"):
+        found: Retriever = library.retriever("words" if way == "words" else "dense")
+    elif way == "hybrid":
+        found = hybrid
+    elif way == "hops":
+        found = Hops(hybrid)
     else:
-        model = chat_model(options.model or "")
-        hybrid = library.retriever("hybrid")
+        model = _chat(options.model or "")
         found = Hypothetical(hybrid, model) if way == "hyde" else ManyQueries(hybrid, model, fused=way == "fusion")
     if rank == "meaning":
         return Reranked(found, ByMeaning(library.embedder))
-    return found if rank == "none" else Reranked(found, Listwise(chat_model(options.model or "")))
+    return found if rank == "none" else Reranked(found, Listwise(_chat(options.model or "")))
 
 
 def _tell(row: Row, as_json: bool) -> None:
@@ -148,5 +231,10 @@ def _tell(row: Row, as_json: bool) -> None:
         names = {"collection": row.collection, "chunker": row.chunker, "retriever": row.retriever}
         print(json.dumps({**names, "reranker": row.reranker, **results}), flush=True)
         return
-    cells = [f"{name} {each.value:.3f} ({each.low:.3f}-{each.high:.3f})" for name, each in row.results.items()]
-    print(f"{row.collection:10} {row.chunker:10} {row.retriever:7} {row.reranker:8} {'  '.join(cells)}", flush=True)
+    names = f"{row.collection:10} {row.chunker:10} {row.retriever:7} {row.reranker:8}"
+    print(f"{names} {cells(row.results)}", flush=True)
+
+
+def cells(results: Mapping[str, Result]) -> str:
+    """Measures side by side, in columns."""
+    return "  ".join(f"{name} {each.value:.3f} ({each.low:.3f}-{each.high:.3f})" for name, each in results.items())

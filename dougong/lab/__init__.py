@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "experts": "dense against mixture of experts at equal operations a token",
     "mixers": "attention and recurrences: recall, and speed by length",
     "tuning": "every way to fine-tune one model, and the claims on LoRA and its kin",
+    "retrieval": "a model that reads what was found, against one that remembers more; kNN-LM",
     "rlhf": "a learned reward, PPO and GRPO against DPO at equal generated tokens",
 }
 

@@ -32,6 +32,8 @@ class Context:
     keys_exist      (B, S): False where a key is padding that nobody may see, as in the source of cross-attention
     both_ways       (B, T): marked tokens of a document see each other whatever their order (a prefix, an image)
     source          (B, S, D) what cross-attention reads, and source_padding (B, S), True at its padding
+    source_seen     (B, T, S): the source tokens that each token reads, besides padding, at least one each; None: all
+    pairs           (B, T, S): False where a query may not see a key, whatever else holds; None: no such rule
     coordinates     (3, B, T) int64: each token's time, height and width, for positions with axes (M-RoPE); None: its
                     position on all three
     types           (B, T) int64: kind of each token, such as first or second sentence; None: all 0
@@ -50,6 +52,8 @@ class Context:
     both_ways: Bool[Tensor, "B T"] | None = None
     source: Float[Tensor, "B S D"] | None = None
     source_padding: Bool[Tensor, "B S"] | None = None
+    source_seen: Bool[Tensor, "#B T S"] | None = None
+    pairs: Bool[Tensor, "#B T S"] | None = None
     coordinates: (
         Int[
             Tensor,
@@ -94,7 +98,7 @@ class Context:
     @property
     def simple(self) -> bool:
         """Every row is one document from position 0 whose keys are its own tokens: plain causal or full attention."""
-        return self.key_positions is None and self.documents is None and self.both_ways is None
+        return self.key_positions is None and self.documents is None and self.both_ways is None and self.pairs is None
 
     def real(self) -> Bool[Tensor, "B T"] | None:
         """Which tokens of a step with a state are no padding; None: all of them."""
@@ -113,7 +117,8 @@ class Context:
         return torch.where(same, places, 0).max(-1).values + 1
 
     def across(self) -> Context:
-        """The context of cross-attention: the same queries, the source's tokens as keys, all visible but padding."""
+        """The context of cross-attention: the same queries, the source's tokens as keys, visible but for padding and
+        what `source_seen` leaves out."""
         assert self.source is not None
         tokens = self.source.shape[1]
         padding, device = self.source_padding, self.source.device
@@ -121,7 +126,7 @@ class Context:
         def make() -> Context:
             exist = None if padding is None else ~padding
             keys = torch.arange(tokens, device=device)[None]
-            return Context(self.positions, key_positions=keys, causal=False, keys_exist=exist)
+            return Context(self.positions, key_positions=keys, causal=False, keys_exist=exist, pairs=self.source_seen)
 
         return self.once("across", make)
 
@@ -166,7 +171,7 @@ class Context:
             mask = mask & (self.documents[:, :, None] == self.documents[:, None, :])
         if self.keys_exist is not None:
             mask = mask & self.keys_exist[:, None, :]
-        return mask
+        return mask if self.pairs is None else mask & self.pairs
 
     def bias(
         self, window: int | None, dtype: torch.dtype, chunk: int | None = None

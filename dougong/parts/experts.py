@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dougong.base import DougongError
+from dougong.parts import native
 from dougong.parts.balance import counts
 from dougong.parts.context import Context
 from dougong.parts.feedforward import ACTIVATIONS, MLP, Activation, GatedMLP, dropped
 from dougong.parts.grouped import GroupedDense, GroupedLinear, Groups
 from dougong.parts.linear import Linear
 from dougong.parts.router import Base, ExpertChoice, Hash, TopK
-from dougong.parts.routing import combine, dispatch
+from dougong.parts.routing import Routing, combine, dispatch
 from dougong.parts.shapes import Float
 from dougong.parts.state import LayerState, Slots
 
+# So few tokens with so many weights an expert read these faster in kernels of our own (docs/log.md).
+FEW, MANY = 16, 1 << 17
 RouterSpec = TopK | ExpertChoice | Hash | Base
 
 
@@ -133,21 +138,54 @@ class ExpertsLayer(nn.Module):
         """Expert by expert: what stands between its products stays in the cache."""
         out, start = torch.empty_like(x), 0
         for expert, size in enumerate(groups.sizes):
-            if not size:
-                continue
-            piece = x[start : start + size]
-            up = self.up.one(piece, expert)
-            gate = None if self.gate is None else self.gate.one(piece, expert)
-            if isinstance(self.activation, ClampedSwiGLU):
-                assert gate is not None
-                inner = self.activation(gate, up)
-            else:
-                act = ACTIVATIONS[self.activation]
-                inner = act(up) if gate is None else act(gate).mul_(up)
-            out[start : start + size] = self.down.one(inner, expert)
-            start += size
+            if size:
+                out[start : start + size] = self._one(x[start : start + size], expert, GroupedLinear.one)
+                start += size
         out[start:].zero_()
         return out
+
+    def _one(self, x: Tensor, expert: int, product: Callable[[GroupedLinear, Tensor, int], Tensor]) -> Tensor:
+        """Rows that all belong to one expert, where nothing is differentiated."""
+        up = product(self.up, x, expert)
+        gate = None if self.gate is None else product(self.gate, x, expert)
+        if isinstance(self.activation, ClampedSwiGLU):
+            assert gate is not None
+            inner = self.activation(gate, up)
+        elif self.activation == "silu":
+            inner = F.silu(up, inplace=True) if gate is None else F.silu(gate, inplace=True).mul_(up)
+        else:
+            act = ACTIVATIONS[self.activation]
+            inner = act(up) if gate is None else act(gate).mul_(up)
+        return product(self.down, inner, expert)
+
+    def few(self, x: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"] | None:
+        """The weighted sum for a few tokens, without sorting; in float32, whatever the weights are kept in. None where
+        that is not possible, or no sooner."""
+        if len(x) > FEW or not self._plain(x) or self.up.weight[0].numel() < MANY:
+            return None
+        kernels, kinds = native.serving(x), {each.weight.dtype for each in (self.up, self.down)}
+        if kernels is None or not kinds <= {torch.float32, torch.bfloat16}:
+            return None
+
+        def product(layer: GroupedLinear, x: Tensor, expert: int) -> Tensor:
+            bias = None if layer.bias is None else layer.bias[expert].float()
+            return kernels.linear(x, layer.weight[expert], bias)
+
+        rows, out = x.float(), torch.zeros(x.shape, dtype=torch.float32)
+        weights = routing.weights.float()
+        pairs: dict[int, list[int]] = {}
+        for pair, expert in enumerate(routing.experts.tolist()):
+            pairs.setdefault(expert, []).append(pair)
+        for expert, found in sorted(pairs.items()):
+            if expert == self.up.experts:  # one past the last: dropped
+                continue
+            if len(x) == 1:  # then each expert has the token once
+                out.addcmul_(self._one(rows, expert, product), weights[found[0]])
+                continue
+            chosen = torch.tensor(found)
+            tokens = routing.tokens[chosen]
+            out.index_add_(0, tokens, self._one(rows[tokens], expert, product) * weights[chosen, None])
+        return out.to(x.dtype)
 
 
 class MoELayer(nn.Module):
@@ -163,17 +201,21 @@ class MoELayer(nn.Module):
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         routing = self.router(x, ctx, state)
+        y = self.experts.few(x.flatten(0, 1), routing)
+        y = self._sorted(x, routing) if y is None else y.view(x.shape)
+        if self.shared is not None:
+            shared = self.shared(x, ctx)
+            y = y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
+        return y
+
+    def _sorted(self, x: Tensor, routing: Routing) -> Tensor:
         order = routing.experts.argsort(stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         rows = dispatch(x.flatten(0, 1), routing, order, places)
         by_row = any(getattr(each, "by_row", False) for each in self.experts.children())
         origin = routing.tokens[order] if by_row else None
         groups = Groups(counts(routing.experts, self.spec.experts), origin, x.shape[0] * x.shape[1])
-        y = combine(self.experts(rows, groups), routing, order, places).view(x.shape)
-        if self.shared is not None:
-            shared = self.shared(x, ctx)
-            y = y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
-        return y
+        return combine(self.experts(rows, groups), routing, order, places).view(x.shape)
 
     def extra_repr(self) -> str:
         return f"experts={self.spec.experts}, top_k={self.spec.top_k}"

@@ -17,14 +17,33 @@ from dougong.parts.linear import Linear
 from dougong.parts.shapes import Float
 from dougong.parts.state import LayerState, Slots
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"]
+Activation = Literal[
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "leaky_relu",
+    "hardswish",
+    "mish",
+    "sigmoid",
+    "tanh",
+]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dougong.parts.linear import Placement
-from dougong.parts.matmul import product
+from dougong.parts.matmul import linear, product
 from dougong.parts.shapes import Float, Int
 
 
@@ -241,7 +241,7 @@ class GroupedLinear(nn.Module):
 
     def one(self, x: Float[Tensor, "P i"], expert: int) -> Float[Tensor, "P o"]:
         """The bare product of rows that all belong to one expert, without adapters or placement."""
-        return product(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+        return linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
 
     def initial(self, generator: torch.Generator) -> None:
         """As for a Linear: normal with fan_in^-1/2, 0 for outputs onto the residual path; biases 0."""

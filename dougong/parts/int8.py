@@ -42,7 +42,7 @@ def by_token(x: Float[Tensor, "N i"]) -> tuple[Int[Tensor, "N i"], Float[Tensor,
 
 def integer_product(p: Int[Tensor, "N i"], q: Int[Tensor, "i o"]) -> Int[Tensor, "N o"]:
     """p q with sums in 32 bits."""
-    if p.device.type == "cpu":
+    if p.device.type == "cpu" and q.shape[0] > 1:  # of a single input it makes anything (PyTorch 2.13)
         return torch.ops.aten._int_mm(p, q)
     rows = len(p)
     if p.is_cuda and q.shape[0] % 8 == q.shape[1] % 8 == 0:  # its kernel wants more than 16 rows, in eights
@@ -50,6 +50,7 @@ def integer_product(p: Int[Tensor, "N i"], q: Int[Tensor, "i o"]) -> Int[Tensor,
     return (p.double() @ q.double()).to(torch.int32)  # exact too
 
 
+_WASTE = 1.25  # a matrix of few rows is kept in rows
 _HIGHEST = 0x80808080 - (1 << 32)
 TILE = 64  # rows of a matrix that a kernel reads side by side
 
@@ -130,8 +131,9 @@ class Int8(FrozenStorage):
         return self
 
 
-def _tiles_serve(q: Tensor) -> bool:
-    return native.serving(q) is not None
+def _tiles_serve(q: Int[Tensor, "o i"]) -> bool:
+    """Whether our kernels serve, and whole tiles are not much larger than the matrix."""
+    return -(-q.shape[0] // TILE) * TILE <= _WASTE * q.shape[0] and native.serving(q) is not None
 
 
 def whole(bias: Tensor | None) -> Tensor | None:

@@ -97,23 +97,34 @@ class Alibi(Position):
 
     Of n = 2^j heads, head h (from 1) has the slope 2^(-strongest h / n). Other counts take the slopes of the power of
     two below and fill up with every other one of the power above. All are multiplied by `factor`.
+
+    rounded: slope * key position is added instead, which differs by a constant a query, slopes and products rounded to
+    bfloat16 before `factor`: what Falcon-RW was trained with.
     """
 
     tagged: ClassVar[bool] = True
 
     strongest: float = 8.0
     factor: float = 1.0
+    rounded: bool = False
 
     def slopes(self, heads: int) -> list[float]:
         below = 2 ** math.floor(math.log2(heads))
         first = [2 ** (-self.strongest * (head + 1) / below) for head in range(below)]
         between = [2 ** (-self.strongest * (head + 0.5) / below) for head in range(heads - below)]
-        return [self.factor * slope for slope in first + between]
+        return [(1.0 if self.rounded else self.factor) * slope for slope in first + between]
 
     def bias(self, ctx: Context, heads: int) -> Float[Tensor, "#B H T S"]:
-        distance = ctx.distances()[:, None].abs().float()
-        slopes = torch.tensor(self.slopes(heads), device=distance.device)
-        return ctx.once(("alibi", self, heads), lambda: -slopes[:, None, None] * distance)
+        slopes = torch.tensor(self.slopes(heads), device=ctx.positions.device)[:, None, None]
+
+        def make() -> Tensor:
+            distance = ctx.distances()[:, None]
+            if not self.rounded:
+                return -slopes * distance.abs().float()
+            key = ctx.positions[:, None, :, None] - distance
+            return (slopes.bfloat16() * key.clamp(min=0)).float() * self.factor
+
+        return ctx.once(("alibi", self, heads), make)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,10 @@ def attention_bytes(mixer: Attention, step: Step) -> int:
     return count
 
 
+# Most activations keep their input. Some keep their output, which the next product keeps anyhow; one keeps more.
+_MORE = {"relu": -1, "sigmoid": -1, "tanh": -1, "quick_gelu": 1}
+
+
 def feedforward_bytes(ffn: FeedForward, width: int, step: Step) -> float:
     """Bytes that a feed-forward keeps for a token, its input not counted."""
     if isinstance(ffn, MoE):
@@ -164,8 +168,8 @@ def feedforward_bytes(ffn: FeedForward, width: int, step: Step) -> float:
     if not isinstance(ffn, (MLP, GatedMLP)):
         return asked(ffn, width, step)
     kept = 4 if isinstance(ffn, GatedMLP) else 2
-    less = ffn.activation == "relu" or (ffn.activation == "silu" and isinstance(ffn, GatedMLP))
-    return step.itemsize * ffn.hidden * (kept - less)
+    less = ffn.activation == "silu" and isinstance(ffn, GatedMLP)
+    return step.itemsize * ffn.hidden * (kept + _MORE.get(ffn.activation, 0) - less)
 
 
 def layer_bytes(layer: LayerSpec, width: int, step: Step) -> float:

@@ -192,7 +192,7 @@ class Library:
         if not batch:
             return 0
         files = {read.file for read, _ in batch}
-        old = {each.id: each for each in self.store.chunks().values() if each.meta.get("file", each.doc) in files}
+        old = self.store.of_files(files)
         kept = {indexed(chunk): each for each, chunk in old.items()}
         wanted = list(dict.fromkeys(text for _, chunks in batch for chunk in chunks if (text := indexed(chunk))))
         fresh = [text for text in wanted if text not in kept]

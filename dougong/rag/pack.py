@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -43,6 +44,9 @@ def pack(text: str, cuts: Iterable[Cut], ruler: Ruler, limit: int, overlap: int 
     return [span for start, end in itertools.pairwise(borders) for span in packer.section(start, end)]
 
 
+_SPACE = re.compile(r"\s*")
+
+
 class _Packer:
     """One text with its cuts and its tokens."""
 
@@ -65,8 +69,8 @@ class _Packer:
         return spans
 
     def _skip(self, place: int, end: int) -> int:
-        piece = self.text[place:end]
-        return place + len(piece) - len(piece.lstrip())
+        found = _SPACE.match(self.text, place, end)
+        return found.end() if found else place
 
     def _reach(self, begin: int, end: int) -> int:
         """The furthest that a span from `begin` can go, as far as the tokens of the whole text tell."""

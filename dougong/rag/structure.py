@@ -34,10 +34,14 @@ class Outline(NamedTuple):
 
     def heading(self, at: int) -> str:
         """The titles above the character at `at`, the outermost first: "Install > From source"."""
-        path: list[Title] = []
-        for title in self.titles[: bisect_right(self.titles, at, key=lambda title: title.at)]:
-            path = [*(above for above in path if above.depth < title.depth), title]
-        return " > ".join(title.words for title in path)
+        path: list[str] = []
+        place, depth = bisect_right(self.titles, at, key=lambda title: title.at), 7
+        while place > 0 and depth > 1:  # backwards, each shallower than what stands below it
+            place -= 1
+            if self.titles[place].depth < depth:
+                depth = self.titles[place].depth
+                path.append(self.titles[place].words)
+        return " > ".join(reversed(path))
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -10,6 +10,8 @@ from typing import Any
 from dougong.rag.extras import need
 from dougong.rag.ruler import CJK
 
+FORM = 1
+"""Grows when `terms` gives other terms: indexes that were kept are then made anew."""
 STOP_WORDS = frozenset(
     (
         *("a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "did", "do", "does", "for", "from"),

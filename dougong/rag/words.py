@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
+from dougong.base import DougongError
 from dougong.rag.extras import need
 from dougong.rag.terms import terms
 
@@ -29,13 +32,38 @@ class WordIndex:
         self._bm25: Any = None
         listed = [terms(text) for text in texts]
         if any(listed):
-            bm25s = need("bm25s", "word search")
-            logging.getLogger("bm25s").setLevel(logging.WARNING)
-            self._bm25 = bm25s.BM25(method="lucene", k1=k1, b=b)
-            self._bm25.index(listed, show_progress=False)
-            self._known = self._bm25.vocab_dict
-            if len(listed) >= COMPILED:
-                self._bm25.backend = "numba"
+            bm25 = _bm25s().BM25(method="lucene", k1=k1, b=b)
+            bm25.index(listed, show_progress=False)
+            self._take(bm25)
+
+    def _take(self, bm25: Any) -> None:
+        self._bm25, self._known = bm25, bm25.vocab_dict
+        bm25.backend = "numba" if len(self._ids) >= COMPILED else "numpy"
+
+    def save(self, folder: Path) -> None:
+        """Write bm25s' own files into a folder, which is made anew; nothing where no text has a term. Not atomic: who
+        calls says by a note of its own, written last, that they are whole."""
+        shutil.rmtree(folder, ignore_errors=True)
+        if self._bm25 is not None:
+            self._bm25.save(folder, show_progress=False)
+
+    @staticmethod
+    def load(folder: Path, ids: Sequence[int]) -> WordIndex | None:
+        """The index that `save` wrote of these texts, in their order; None where the files are not such."""
+        made = object.__new__(WordIndex)
+        made._ids, made._bm25 = np.array(ids, dtype=np.int64), None
+        if not folder.exists():
+            return None
+        try:
+            bm25 = _bm25s().BM25.load(folder, load_corpus=False, show_progress=False)
+            if int(bm25.scores["num_docs"]) != len(ids):
+                return None
+        except DougongError:
+            raise
+        except Exception:  # a damaged file fails anywhere in numpy or json; it is only a copy
+            return None
+        made._take(bm25)
+        return made
 
     def search(self, query: str, k: int, allowed: Collection[int] | None = None) -> list[tuple[int, float]]:
         """Up to k (id, score), best first, scores above 0; equal scores in the order of the texts."""
@@ -57,6 +85,11 @@ class WordIndex:
             places = some[np.lexsort((some, -every[some]))]
             scores = every[places]
         return [(int(self._ids[place]), float(score)) for place, score in zip(places, scores, strict=True) if score > 0]
+
+
+def _bm25s() -> Any:
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return need("bm25s", "word search")
 
 
 def _float(mask: np.ndarray | None) -> np.ndarray | None:

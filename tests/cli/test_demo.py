@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from dougong.base import DougongError
+from dougong.cli.demo_print import verdict
+from dougong.cli.demo_stages import TARGETS, own_pairs
+from dougong.data import generate
+
 SMALL = (
     *("--text.tokenizer.vocab", "400", "--text.model.width", "32", "--text.model.depth", "2"),
     *("--text.model.heads", "2", "--text.model.ffn", "64", "--text.model.context", "256", "--text.length", "64"),
@@ -20,7 +25,7 @@ SMALL = (
     *("--prefer.training.steps", "6", "--prefer.training.checkpoint", "2", "--prefer.length", "256"),
     *("--rl.training.steps", "4", "--rl.training.checkpoint", "1", "--rl.rollout.prompts", "4"),
     *("--rl.rollout.samples", "4", "--rl.rollout.max-tokens", "4"),
-    *("--problems", "60", "--errands", "8", "--asked", "4", "--tasks", "12", "--unseen", "3"),
+    *("--problems", "60", "--errands", "8", "--asked", "4", "--tasks", "12", "--unseen", "3", "--aimed", "5"),
 )
 
 
@@ -59,8 +64,10 @@ def test_the_demo_from_text_to_report(dougong, tmp_path, corpus):
         assert rows[-1]["skill"] == "all" and rows[-1]["total"] == 18
     assert list(result["raised"]) == ["sft", "prefer", "rl"]
     assert result["raised"]["rl"]["skills"] == ["arithmetic", "lists"]
-    assert result["raised"]["rl"]["target"]["total"] == 6 and result["raised"]["rl"]["all"]["total"] == 18
-    assert result["raised"]["prefer"]["drawn"]["total"] == 6 and result["raised"]["rl"]["drawn"]["total"] == 6
+    assert result["raised"]["rl"]["target"]["total"] == 10 and result["raised"]["rl"]["all"]["total"] == 18
+    assert result["raised"]["prefer"]["drawn"]["total"] == 10 and result["raised"]["rl"]["drawn"]["total"] == 10
+    for row in result["raised"].values():  # the page says plainly of each whether it was raised
+        assert verdict(row["target"])[0] in page and verdict(row["target"])[1] in page
     assert {"sums", "texts"} <= {row["name"] for row in result["tools"]}
     assert all(row["with"]["total"] == row["alone"]["total"] <= 3 for row in result["tools"])
     for part in ("tokenizer.json", "config.json", "model.safetensors"):
@@ -84,6 +91,36 @@ def test_the_demo_from_text_to_report(dougong, tmp_path, corpus):
     assert answer.status == 0 and answer.out.startswith("def ")
     talk = dougong("chat", run, "--max-tokens", "5", stdin="Sort: 3 1 2\n/exit\n")
     assert talk.status == 0
+
+
+def test_preferences_are_made_where_the_model_is_sometimes_right(tmp_path):
+    problems = [each for skill in TARGETS["prefer"] for each in generate(skill, 1, 2)]
+    kept = tmp_path / "own.json"
+
+    def pairs(*told: list[str]):
+        kept.write_text(json.dumps(list(told)))
+        return own_pairs(tmp_path / "no model is asked", kept, 2, 1)
+
+    right = [each.answer for each in problems]
+    mixed = ["wrong", right[0], "wrong", "other"]
+    never, always = ["wrong"] * 4, [right[2]] * 4
+    found = pairs(mixed, never, always, [right[3], "off", "off", right[3]])
+    assert [(each.chosen[0]["content"], each.rejected[0]["content"]) for each in found] == [
+        (right[0], "wrong"), (right[0], "other"), (right[3], "off"),
+    ]  # fmt: skip
+    assert found[0].prompt == problems[0].messages
+    found = pairs(never, never, never, ["x", "y", "x", "y"])  # a model that can do nothing yet: all count
+    assert len(found) == 5
+    with pytest.raises(DougongError, match="got none of 4 problems wrong"):
+        pairs(*([answer] * 4 for answer in right))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.01, 0.05, "raised"), (-0.05, -0.01, "lowered"), (-0.01, 0.05, "no difference"), (0.0, 0.1, "no difference")],
+)
+def test_a_stage_raised_something_only_where_the_whole_interval_says_so(low, high, said):
+    assert verdict({"low": low, "high": high})[0].startswith(said)
 
 
 @pytest.mark.parametrize(

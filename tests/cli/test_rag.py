@@ -43,6 +43,9 @@ def test_index_search_and_ask(folder: Path, capsys) -> None:
     assert hit["doc"] == "docs/bridge.md"
     assert (folder / hit["doc"]).read_text()[hit["start"] : hit["end"]] == hit["text"]
 
+    assert main(["rag", "search", "bridge", "--library", "index", "--doc", "other/*"]) == 0
+    assert capsys.readouterr().out == "no passage fits\n"
+
     assert main(["rag", "ask", "when was the stone bridge built?", "--library", "index"]) == 0
     out = capsys.readouterr().out
     assert "built in 1703" in out and "[1] docs/bridge.md, bytes" in out
@@ -82,6 +85,8 @@ def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
         (["ask", " "], "the question is empty"),
         (["index", "absent", "--library", "i"], "absent does not exist"),
         (["ask", "x", "--agentic"], "give --model"),
+        (["ask", "x", "-k", "-3"], "-k is -3"),
+        (["remove"], "no file is named"),
         (["eval", "--retrievers", "hyde", "--data", "."], "give --model"),
         (["eval", "--data", "nowhere"], "there are no collections"),
     ):
@@ -90,14 +95,16 @@ def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
         assert words in error and error.count("error:") == 1
 
 
-def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
+@pytest.fixture
+def few(data: Path, monkeypatch) -> Path:
+    """The collections, cut down to the first three queries and what answers them."""
     import dataclasses
 
     import dougong.rag.evaluate as module
 
     read = module.read_collection
 
-    def few(name: str, place: Path):
+    def cut(name: str, place: Path):
         whole = read(name, place)
         queries = dict(list(whole.queries.items())[:3])
         wanted = {doc for query in queries for doc in whole.gains[query]}
@@ -106,8 +113,12 @@ def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
             whole, documents=[dataclasses.replace(e, text=e.text[:200]) for e in kept], queries=queries
         )
 
-    monkeypatch.setattr(module, "read_collection", few)
-    args = ["--collections", "cranfield", "--rerankers", "none", "meaning", "--data", str(data), "--json"]
+    monkeypatch.setattr(module, "read_collection", cut)
+    return data
+
+
+def test_eval_prints_intervals(few: Path, capsys) -> None:
+    args = ["--collections", "cranfield", "--rerankers", "none", "meaning", "--data", str(few), "--json"]
     assert main(["rag", "eval", *args]) == 0
     rows = lines(capsys)
     assert [(row["retriever"], row["reranker"]) for row in rows] == [
@@ -116,3 +127,101 @@ def test_eval_prints_intervals(data: Path, capsys, monkeypatch) -> None:
     for row in rows:
         value, low, high = row["nDCG@10"]
         assert 0 <= low <= value <= high <= 1 and value > 0.2
+
+
+def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    args = ["--collections", "cmrc", "--retrievers", "hybrid", "hyde", "--answers", "--data", str(few)]
+    with ScriptedChat(["a passage"] * 12) as script, script.serve() as url:
+        assert main(["rag", "eval", *args, "--model", url]) == 0
+    out = capsys.readouterr().out
+    assert "answers by http" in out and "queries reworded, or hits put in order, by http" in out
+    assert "cmrc       structure hyde - structure hybrid" in out
+    args = ["--collections", "cranfield", "cmrc", "--chunkers", "structure", "fixed", "--limit", "40", "--answers"]
+    ways = ["--retrievers", "words", "dense", "hybrid", "--rerankers", "none", "meaning"]
+    assert main(["rag", "eval", *args, *ways, "--weight", "0.3", "--data", str(few)]) == 0
+    out = capsys.readouterr().out
+    assert "vectors by all-MiniLM" in out and "answers by no model" in out
+    table = [line for line in out.splitlines() if "nDCG@10 0" in line or "nDCG@10 1" in line]
+    assert len(table) == 2 * 2 * 3 * 2
+    assert sum("exact" in line and "F1" in line and "faithful" in line for line in out.splitlines()) == 2 * 3 * 2
+    assert out.count("cmrc       structure hybrid - structure words") == 1
+    assert "cranfield  fixed words meaning - fixed words " in out and "fixed dense - structure dense" in out
+    for wrong, words in ((["--weight", "2"], "--weight is 2"), (["--queries", "-1"], "--queries is -1")):
+        assert main(["rag", "eval", *wrong, "--data", str(few)]) == 1
+        assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def village(folder: Path) -> Path:
+    pytest.importorskip("igraph")
+    (folder / "docs" / "a.txt").write_text(
+        "In 1703 Ann Lee built Stone Bridge near Millford. In Millford lives Bo Chen.\n"
+    )
+    (folder / "docs" / "b.txt").write_text(
+        "Later Carl Diaz sold Red Mill to Dora Eno. They say Ann Lee met Carl Diaz.\n"
+    )
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    return folder
+
+
+def test_the_graph_is_drawn_searched_and_kept(village: Path, capsys) -> None:
+    capsys.readouterr()
+    graph = ["rag", "graph", "--library", "index"]
+    assert main([*graph, "--json"]) == 0
+    (told,) = lines(capsys)
+    assert told["names"] >= 6 and told["communities"] >= 1 and any("Ann Lee" in e["names"] for e in told["largest"])
+    assert (village / "index" / "graph.json").is_file()
+
+    assert main([*graph, "--path", "Stone Bridge", "Red Mill", "--json"]) == 0
+    (told,) = lines(capsys)
+    way = told["paths"][0]
+    assert {"Stone Bridge", "Red Mill"} <= {name for step in way for name in (step["said"][0], step["said"][2])}
+    doc, first, last = way[0]["places"][0]
+    assert "Ann Lee" in (village / doc).read_bytes()[first:last].decode()
+
+    assert main([*graph, "what did Ann Lee build?"]) == 0
+    out = capsys.readouterr().out
+    assert "Stone Bridge" in out and "docs/a.txt, bytes" in out
+    assert main([*graph, "who sold the Red Mill?", "--search", "global"]) == 0
+    assert "Carl Diaz" in capsys.readouterr().out
+    assert main([*graph]) == 0
+    assert "names" in capsys.readouterr().out
+    for args, words in (
+        (["--path", "Ann Lee", "Nobody"], "there is no entity 'Nobody'"),
+        (["x", "-k", "0"], "-k is 0"),
+        (["x", "--extract", "model"], "give --model"),
+        ([" "], "the question is empty"),
+    ):
+        assert main([*graph, *args]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_what_is_removed_leaves_the_graph_and_the_files_on_disk(village: Path, capsys) -> None:
+    graph = ["rag", "graph", "--library", "index", "--json"]
+    assert main(graph) == 0
+    assert "Dora Eno" in (village / "index" / "graph.json").read_text()
+    (village / "docs" / "b.txt").unlink()
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    assert "Dora Eno" not in (village / "index" / "graph.json").read_text()  # before anybody asks the graph again
+    capsys.readouterr()
+    assert main(graph) == 0
+    assert "Carl Diaz" not in capsys.readouterr().out
+
+    assert main(["rag", "remove", "docs/*.txt", "--library", "index"]) == 0
+    assert "1 removed" in capsys.readouterr().out
+    assert "Ann Lee" not in (village / "index" / "graph.json").read_text()
+    assert main(["rag", "remove", "docs/bridg.md", "--library", "index"]) == 1
+    assert "did you mean 'docs/bridge.md'" in capsys.readouterr().err
+    kept = b"".join(each.read_bytes() for each in (village / "index").rglob("*") if each.is_file())
+    assert b"Ann Lee" not in kept and b"Dora Eno" not in kept
+
+
+def test_a_model_draws_the_graph_over_http(village: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    found = {"entities": [{"name": "Ann Lee", "description": "a builder"}], "relations": []}
+    capsys.readouterr()
+    with ScriptedChat([*[json.dumps(found)] * 3, "They build [1]."]) as script, script.serve() as url:
+        args = ["--library", "index", "--extract", "model", "--model", url]
+        assert main(["rag", "graph", "what of Ann Lee?", *args]) == 0
+    assert "They build [1]." in capsys.readouterr().out

@@ -24,8 +24,9 @@ def test_sums_are_right_long_and_split():
         a, _, b = errand.key.split()
         assert int(errand.answer) == int(a) + int(b)
         assert len(a) == len(b) == 5
-        assert errand.arguments == {"expression": errand.key} and errand.key in errand.asked
+        assert errand.arguments == {"expression": errand.key} and a in errand.asked and b in errand.asked
         assert errand.check(f" {errand.answer} ") and not errand.check(errand.answer + "0")
+    assert 10 <= sum("加" in errand.asked for errand in train) <= 60  # Chinese too, as in the other skills
     assert sums(0, 20) == train[:20] and sums(1, 20) != train[:20]
 
 

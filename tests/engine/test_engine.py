@@ -276,7 +276,7 @@ def test_a_step_that_fails_ends_what_ran_and_nothing_else(monkeypatch: pytest.Mo
     ran, waits = engine.submit([1, 2], greedy(5)), engine.submit([3, 4], greedy(5))
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(LM.model, "run", lambda *_: 1 / 0)
+        patch.setattr(LM.model.embedding, "forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     events = by_request(drained(engine))

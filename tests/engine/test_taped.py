@@ -90,7 +90,7 @@ def test_other_layers_go_the_usual_way(name: str) -> None:
 
 
 def _model(kv_heads: int = 2, **mixer: Any) -> LanguageModel:
-    spec = decoder_spec(vocab=61, width=64, depth=2, heads=4, kv_heads=kv_heads, context=96)
+    spec = decoder_spec(vocab=64, width=256, depth=2, heads=4, kv_heads=kv_heads, context=96)
     layers = tuple(replace(each, mixer=replace(each.mixer, **mixer)) for each in spec.layers)
     return LanguageModel(moved(replace(spec, layers=layers)))
 
@@ -179,7 +179,7 @@ def test_weights_that_change_are_seen() -> None:
     other = _model(bias=False)
     lm.model.layers[1].ffn.down.storage = other.model.layers[0].ffn.down.storage  # pyright: ignore
     same(watched.says(), Watched(lm, taped=False).says())
-    lm.model.layers[0].mixer.q.storage.weight.data = torch.randn(64, 64)  # pyright: ignore
+    lm.model.layers[0].mixer.q.storage.weight.data = torch.randn(256, 256)  # pyright: ignore
     watched.engine.reset()
     same(watched.says(), Watched(lm, taped=False).says())
 

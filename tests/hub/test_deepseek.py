@@ -140,6 +140,8 @@ def test_mscale_all_dim_sharpens_the_scores():
         ("V2", {"num_key_value_heads": 8}, "num_key_value_heads is 8"),
         ("V3", {"scoring_func": "softmax"}, "scoring_func"),
         ("V3", {"index_topk": 2048}, "index_topk"),
+        ("V3", {"head_dim": 128}, "head_dim is 128; expected 64"),
+        ("V3", {"qk_head_dim": 128}, "qk_head_dim is 128; expected 192"),
         ("V3", {"hidden_act": "swoosh"}, "swoosh"),
         ("V3.2", {"q_lora_rank": None}, "q_lora_rank"),
         ("V3.2", {"mlp_layer_types": ["dense"]}, "mlp_layer_types"),

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dougong
 from dougong.base import DougongError
 from dougong.hub import LanguageModel
 from dougong.hub.families import FAMILIES, family_for, llama, mistral, qwen2, qwen3
+from dougong.hub.families.common import ACTIVATIONS
 from dougong.model import Model, ModelSpec, decoder_spec, initialise
+from dougong.parts import feedforward
 from dougong.parts.embedding import Embedding
+from dougong.parts.experts import MoE
 from dougong.parts.feedforward import MLP, GatedMLP
 from dougong.parts.norm import Norm
 from dougong.parts.position import Learned
@@ -167,3 +171,48 @@ def test_a_spec_changed_after_loading_gets_a_new_config(tmp_path: Path) -> None:
     dougong.save(wider, tmp_path / "b")
     assert dougong.load(tmp_path / "b").spec == longer
     assert json.loads((tmp_path / "b/config.json").read_text())["initializer_range"] == 0.5
+
+
+SLIPS = [
+    ("gemma", "tie_word_embedding"),
+    ("glm4_moe", "norm_topk_probs"),
+    ("qwen2_moe", "qkv_bais"),
+    ("bloom", "tie_word_embeddings_"),
+]
+
+
+@pytest.mark.parametrize(("family", "slip"), SLIPS)
+def test_a_slip_of_the_pen_is_refused_even_where_it_switches_off(family: str, slip: str) -> None:
+    """An unknown key that is false is another program's, unless it is one of ours but for a letter or two."""
+    config = FAMILIES[family].to_config(FAMILIES[family].from_config(foreign.draw_config(family, 1)))
+    for near in ("tie_word_embeddings", "norm_topk_prob", "qkv_bias"):
+        config.pop(near, None)
+    FAMILIES[family].from_config({**config, "use_the_other_kernel": False, slip: None})
+    with pytest.raises(DougongError, match=f"{slip} = False.*did you mean"):
+        FAMILIES[family].from_config({**config, slip: False})
+
+
+def test_every_activation_is_that_of_transformers() -> None:
+    reference = pytest.importorskip("transformers.activations").ACT2FN
+    x = torch.linspace(-9, 9, 2001)
+    for name, own in ACTIVATIONS.items():
+        torch.testing.assert_close(feedforward.ACTIVATIONS[own](x), reference[name](x), rtol=1e-5, atol=2e-6)
+    assert set(ACTIVATIONS.values()) == set(feedforward.ACTIVATIONS)
+
+
+def test_the_step_between_sparse_layers_counts_before_their_number() -> None:
+    """transformers writes both, and reads the step."""
+    read, write = FAMILIES["switch_transformers"].from_config, FAMILIES["switch_transformers"].to_config
+    config = {"num_heads": 2, "num_layers": 5, "num_decoder_layers": 5, "num_sparse_encoder_layers": 2}
+
+    def sparse(**more: Any) -> list[int]:
+        spec = read({**config, **more})
+        assert read(json.loads(json.dumps(write(spec)))) == spec
+        assert spec.encoder is not None
+        return [index for index, layer in enumerate(spec.encoder.layers) if isinstance(layer.ffn, MoE)]
+
+    assert sparse() == [1, 3]
+    assert sparse(encoder_sparse_step=1) == [0, 1, 2, 3, 4]
+    assert sparse(encoder_sparse_step=3) == [1, 4]
+    assert sparse(encoder_sparse_step=4) == [1]
+    assert sparse(encoder_sparse_step=0) == []

@@ -10,18 +10,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dougong.base import DougongError
-from dougong.hub.families.fields import Table, activation, cap, flag, integer, number, optional, share
+from dougong.hub.families.fields import (
+    Given,
+    Key,
+    Keys,
+    activation,
+    cap,
+    choice,
+    flag,
+    inside,
+    integer,
+    number,
+    optional,
+    share,
+    usually,
+)
 from dougong.hub.families.reader import Reader
-from dougong.model import LayerSpec, ModelSpec
+from dougong.hub.families.sparse import KINDS
+from dougong.hub.families.table import Table, the_norm
+from dougong.model import ModelSpec
 from dougong.parts.attention import Attention
-from dougong.parts.embedding import Head
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP
-from dougong.parts.norm import Norm
-from dougong.parts.router import TopK
+
+
+def first_is_dense(config: Reader, given: Given) -> None:
+    given["layers"]["ffns"] = ["dense"] + ["experts"] * (given["layers"]["depth"] - 1)
+
 
 TABLE = Table(
-    {"mixer": Attention, "dense": GatedMLP, "experts": MoE},
+    "toy",
+    "ToyForCausalLM",
+    KINDS,
     (
         integer("vocab_size", "model.vocab"),
         integer("hidden_size", "model.width", also="n_embd"),
@@ -33,27 +53,33 @@ TABLE = Table(
         optional("sliding_window", "mixer.window", 32),
         cap("softcap", "mixer.softcap"),
         share("drop", "mixer.dropout layer.dropout", 0.1),
+        choice("order", "layer.wiring", "before", {"before": "pre", "after": "post", "behind": "post"}),
         integer("inner", "dense.hidden experts.hidden", 40),
         activation("act", "dense.activation experts.activation", "gelu"),
-        integer("experts", "experts.experts", 4),
-        integer("chosen", "experts.top_k", 2),
+        inside(
+            "moe",
+            integer("experts", "experts.experts", 4),
+            integer("chosen", "experts.top_k", 2),
+            said={"router": "top"},
+            silent="speed",
+        ),
         flag("normalise", "experts.router.normalise", True),
         flag("tied", "head.tied", False),
+        Keys(first_is_dense),
     ),
+    always={
+        "mixer.qk_norm": the_norm,
+        "mixer.bias": True,
+        "embedding.factor": lambda given: given["model"]["width"] / 2,
+    },
+    said={"kind": "toy"},
+    silent="colour",
 )
 NEEDED = {"vocab_size": 50, "hidden_size": 24, "n_layer": 2, "n_head": 3}
 
 
 def build(config: dict[str, Any]) -> ModelSpec:
-    """The first layer dense, the others with experts."""
-    reader = Reader("toy", config)
-    found = TABLE.read(reader)
-    reader.refuse_rest()
-    norm, mixer = Norm("rms", **found["norm"]), Attention(**found["mixer"])
-    dense = LayerSpec(mixer, GatedMLP(**found["dense"]), norm, **found["layer"])
-    sparse = replace(dense, ffn=MoE(router=TopK(**found["experts.router"]), **found["experts"]))
-    layers = (dense, *(sparse,) * (found["layers"]["depth"] - 1))
-    return ModelSpec(layers=layers, norm=norm, head=Head(**found["head"]), **found["model"])
+    return TABLE.from_config(config)
 
 
 configs = st.fixed_dictionaries(
@@ -72,7 +98,8 @@ configs = st.fixed_dictionaries(
         "drop": st.sampled_from([0.0, 0.5]),
         "inner": st.integers(1, 9),
         "act": st.sampled_from(["silu", "gelu", "gelu_new", "relu"]),
-        "experts": st.integers(2, 6),
+        "moe": st.fixed_dictionaries({}, optional={"experts": st.integers(2, 6), "chosen": st.integers(1, 2)}),
+        "order": st.sampled_from(["before", "after", "behind"]),
         "normalise": st.booleans(),
         "tied": st.booleans(),
     },
@@ -82,9 +109,19 @@ configs = st.fixed_dictionaries(
 @given(configs)
 def test_what_is_written_is_read_back(config: dict[str, Any]) -> None:
     spec = build(config)
-    again = TABLE.write("toy", spec)
-    assert build(again) == spec
-    assert {key.name for key in TABLE.keys} == set(again)
+    again = TABLE.to_config(spec)
+    assert build({key: value for key, value in again.items() if key not in ("architectures", "model_type")}) == spec
+    names = {key.name for key in TABLE.keys if isinstance(key, Key)}
+    assert {*names, "moe", "kind", "architectures", "model_type"} == set(again)
+    assert again["moe"].keys() == {"experts", "chosen", "router"}
+
+
+def test_fields_without_a_key_and_those_made_of_others() -> None:
+    spec = build({**NEEDED, "eps": 0.5})
+    mixer = spec.layers[1].mixer
+    assert isinstance(mixer, Attention)
+    assert (mixer.bias, mixer.qk_norm, spec.embedding.factor) == (True, spec.norm, 12.0)
+    assert [type(layer.ffn) for layer in spec.layers] == [GatedMLP, MoE]
 
 
 def test_missing_keys_take_what_is_usual_and_null_may_say_none() -> None:
@@ -95,8 +132,8 @@ def test_missing_keys_take_what_is_usual_and_null_may_say_none() -> None:
     none = build({**NEEDED, "sliding_window": None}).layers[0].mixer
     assert isinstance(none, Attention)
     assert none.window is None
-    found = TABLE.read(Reader("toy", NEEDED), {"model.context": 7, "experts.experts": 9})
-    assert (found["model"]["context"], found["experts"]["experts"]) == (7, 9)
+    keys = usually(TABLE.keys, {"model.context": 7})
+    assert replace(TABLE, keys=keys).from_config(NEEDED).context == 7
 
 
 def test_an_old_name_counts_where_the_new_one_is_not_there() -> None:
@@ -117,6 +154,12 @@ def test_an_old_name_counts_where_the_new_one_is_not_there() -> None:
         ("softcap", -1.0, "softcap is -1.0; expected a number above 0"),
         ("act", "sine", "act is 'sine'; known"),
         ("n_heads", 3, "did you mean 'n_head'"),
+        ("order", "beside", "order is 'beside'; expected 'before' or 'after' or 'behind'"),
+        ("kind", "model", "kind is 'model'; expected 'toy'"),
+        ("moe", {"experts": 0}, "moe.experts is 0"),
+        ("moe", {"router": "hash"}, "moe.router is 'hash'; expected 'top'"),
+        ("moe", {"expert": 2}, "moe.expert = 2.*did you mean 'experts'"),
+        ("colours", 3, "did you mean 'colour'"),
     ],
 )
 def test_what_is_wrong_is_told_by_name(key: str, value: Any, told: str) -> None:
@@ -125,20 +168,23 @@ def test_what_is_wrong_is_told_by_name(key: str, value: Any, told: str) -> None:
         build({**config, key: value})
 
 
-def test_parts_that_no_layer_has_are_left_out_or_taken_from_the_caller() -> None:
+def test_parts_that_no_layer_has_are_left_out_or_made_of_others() -> None:
     spec = build(NEEDED)
     dense = replace(spec, layers=spec.layers[:1])
-    assert "experts" not in TABLE.write("toy", dense)
-    assert TABLE.write("toy", dense, experts=MoE(3, 1, 5))["experts"] == 3
-    assert TABLE.write("toy", dense)["inner"] == 40
+    assert TABLE.write(dense)["moe"] == {"router": "top"}
+    filled = replace(TABLE, absent={"experts": lambda found: MoE(3, 1, found["dense"].hidden)})
+    assert filled.write(dense)["moe"]["experts"] == 3
+    assert TABLE.write(dense)["inner"] == 40
     sparse = replace(spec, layers=spec.layers[1:])
-    assert TABLE.write("toy", sparse)["inner"] == 40
+    assert TABLE.write(sparse)["inner"] == 40
 
 
 def test_other_parts_and_none_at_all_are_refused() -> None:
     spec = build(NEEDED)
     with pytest.raises(DougongError, match="toy cannot express a model without layers"):
-        TABLE.write("toy", replace(spec, layers=()))
+        TABLE.write(replace(spec, layers=()))
     without = replace(spec.layers[0], ffn=None)
     with pytest.raises(DougongError, match="toy cannot express a ffn of NoneType; its layers have Attention"):
-        TABLE.write("toy", replace(spec, layers=(without,)))
+        TABLE.write(replace(spec, layers=(without,)))
+    with pytest.raises(DougongError, match=r"toy cannot express embedding.factor = 3"):
+        TABLE.to_config(replace(spec, embedding=replace(spec.embedding, factor=3)))

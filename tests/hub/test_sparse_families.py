@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,20 @@ def test_parameters_are_the_published_ones(name):
     assert any(each == pytest.approx(active, rel=0.05) for each in (found, found - table, found - 2 * table))
 
 
-def test_settings_that_the_released_configs_spell_out_cannot_be_others():
-    config = {**RELEASED["minimax-m2"][0], "scoring_func": "softmax"}
-    with pytest.raises(DougongError, match="scoring_func is 'softmax'"):
-        FAMILIES["minimax_m2"].from_config(config)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scoring_func", "softmax"),
+        ("use_qk_norm", False),
+        ("attn_type_list", [1] * 61 + [0]),
+        ("shared_intermediate_size", 8),
+    ],
+)
+def test_settings_that_the_released_configs_spell_out_cannot_be_others(key, value):
+    config = {**RELEASED["minimax-m2"][0], "shared_intermediate_size": 0}
+    FAMILIES["minimax_m2"].from_config(config)
+    with pytest.raises(DougongError, match=f"{key} (is|=) {re.escape(repr(value))}"):
+        FAMILIES["minimax_m2"].from_config({**config, key: value})
 
 
 def test_experts_in_mxfp4_are_refused_by_name(tmp_path: Path):

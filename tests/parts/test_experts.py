@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dougong.base import DougongError
 from dougong.base.record import record_from, record_to
+from dougong.parts import experts, native
 from dougong.parts.context import Context
 from dougong.parts.experts import ClampedSwiGLU, MoE, MoELayer
 from dougong.parts.feedforward import ACTIVATIONS, GatedMLP
@@ -223,3 +224,25 @@ def test_without_a_gradient_expert_by_expert_gives_the_same(spec: MoE) -> None:
         torch.testing.assert_close(built(x, context(x)), want)
         one = x[:1, :1]  # most experts have no row
         torch.testing.assert_close(built(one, context(one)), naive(built, one, context(one)))
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (2, 7)])
+@pytest.mark.parametrize("name", SPECS)
+@torch.no_grad()
+def test_a_few_tokens_without_sorting_give_the_same(name: str, rows: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    if native.kernels() is None:
+        pytest.skip(native.missing())
+    built, x = layer(SPECS[name]), torch.randn(*rows, WIDTH, generator=torch.Generator().manual_seed(1))
+    assert built.experts.few(x.flatten(0, 1), built.router(x, context(x))) is None  # too few weights to gain
+    sorted_way = built(x, context(x))
+    monkeypatch.setattr(experts, "MANY", 1)
+    assert built.experts.few(x.flatten(0, 1), built.router(x, context(x))) is not None
+    torch.testing.assert_close(built(x, context(x)), naive(built, x, context(x)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(built(x, context(x)), sorted_way, rtol=1e-4, atol=1e-5)
+    low = built.to(torch.bfloat16)
+    exact, found = naive(built.float(), x, context(x)), low.to(torch.bfloat16)(x.bfloat16(), context(x))
+    assert found.dtype == torch.bfloat16
+    assert float((found.float() - exact).norm()) <= 0.1 * float(exact.norm()) + 1e-6
+    with monkeypatch.context() as off:
+        off.setattr(native, "_found", lambda: (None, "switched off"))
+        assert built.experts.few(x.bfloat16().flatten(0, 1), built.router(x.bfloat16(), context(x))) is None

@@ -273,10 +273,12 @@ MODELS: dict[str, Published] = {
     "llama-13b": Published(llama(5120, 40, 40, 40, 13824), 13_015_864_320, told=(13.0, None)),
     "llama-30b": Published(llama(6656, 60, 52, 52, 17920), 32_528_943_616, told=(32.5, None)),
     "llama-65b": Published(llama(8192, 80, 64, 64, 22016, rms_norm_eps=1e-5), 65_285_660_672, told=(65.2, None)),
-    "llama-2-70b": Published(llama(8192, 80, 64, 8, 28672, max_position_embeddings=4096), 68_976_648_192),
-    "llama-3-8b": Published(llama3(4096, 32, 32, 14336), 8_030_261_248),
-    "llama-3-70b": Published(llama3(8192, 80, 64, 28672), 70_553_706_496),
-    "llama-3.1-405b": Published(llama3(16384, 126, 128, 53248) | LLAMA31, 405_853_388_800),
+    "llama-2-70b": Published(
+        llama(8192, 80, 64, 8, 28672, max_position_embeddings=4096), 68_976_648_192, told=(70, None)
+    ),
+    "llama-3-8b": Published(llama3(4096, 32, 32, 14336), 8_030_261_248, told=(8, None)),
+    "llama-3-70b": Published(llama3(8192, 80, 64, 28672), 70_553_706_496, told=(70, None)),
+    "llama-3.1-405b": Published(llama3(16384, 126, 128, 53248) | LLAMA31, 405_853_388_800, told=(405, None)),
     "qwen2.5-0.5b": Published(qwen25(896, 24, 14, 2, 4864, **SMALL_QWEN), 494_032_768, told=(0.49, None)),
     "qwen2.5-1.5b": Published(qwen25(1536, 28, 12, 2, 8960, **SMALL_QWEN), 1_543_714_304, told=(1.54, None)),
     "qwen2.5-3b": Published(qwen25(2048, 36, 16, 2, 11008, **SMALL_QWEN), 3_085_938_688, told=(3.09, None)),

@@ -16,13 +16,14 @@ from dougong.parts.decay import SoftplusDecay
 from dougong.parts.delta import DeltaNet
 from dougong.parts.embedding import Embedding, Head
 from dougong.parts.experts import MoE
-from dougong.parts.feedforward import MLP, GatedMLP
+from dougong.parts.feedforward import ACTIVATIONS, MLP, GatedMLP
 from dougong.parts.latent import LatentAttention
 from dougong.parts.norm import Norm
 from dougong.parts.position import Learned
 from dougong.parts.rope import Rope
 from dougong.parts.ssd import Mamba2
 from dougong.plan import serving_memory, training_memory
+from dougong.plan.activations import Step, asked, feedforward_bytes
 from dougong.train.optimizers import Optimizer
 from tests.plan.measure import peak_bytes, saved_bytes, training_step
 
@@ -173,6 +174,13 @@ def test_serving_is_counted_to_the_byte(name):
     assert planned.state_bytes == model.cache(3, tokens).bytes()
     assert planned.weights_bytes == sum(parameter.nbytes for parameter in model.parameters())
     assert planned.total_bytes == planned.weights_bytes + planned.state_bytes
+
+
+@pytest.mark.parametrize("kind", [MLP, GatedMLP])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_each_activation_keeps_is_what_autograd_holds(kind, activation):
+    ffn, step = kind(128, activation), Step(1, 64)
+    assert feedforward_bytes(ffn, 64, step) == asked(ffn, 64, step)
 
 
 def test_wrong_requests_are_refused_by_name():

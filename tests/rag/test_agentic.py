@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dougong.base import DougongError
-from dougong.chat import ChatModel, Delta, ScriptedChat, Step
+from dougong.chat import ChatModel, Delta, Failure, ScriptedChat, Step
 from dougong.data import Document
 from dougong.rag.agentic import choose, decompose, fill, investigate, judge, needs_search, rewrite
 from dougong.rag.chunkers import Sentences
@@ -120,3 +120,32 @@ def test_what_cannot_be_asked(sources) -> None:
             investigate("q", ScriptedChat([]), sources, **wrong)
     with pytest.raises(DougongError, match="0 sources"):
         investigate("q", ScriptedChat([]), {})
+
+
+def test_the_whole_loop_over_http_with_a_server_that_fails_first(sources) -> None:
+    pytest.importorskip("httpx")
+    from dougong.chat import RemoteChat
+
+    steps = [
+        Step(Failure(status=429, retry_after=0.01)),
+        Step(say(search=True), expects="Must documents be searched"),
+        Step(say(questions=["Who taught Ann Lee?", "Where was he born?"]), expects="Take this question apart"),
+        say(source="people"),
+        Step("no object at all", expects="Who taught Ann Lee?"),  # the judge cannot be read: all is kept, "partly"
+        say(query="Ann Lee taught"),
+        say(verdict="enough", helpful=[1]),
+        "Bo Chen [1].",
+        say(question="Where was Bo Chen born?"),
+        say(source="people"),
+        say(verdict="enough", helpful=[1]),
+        "He was born in Millford [2]. He was tall [1].",
+        say(supported=True),
+        say(supported=False),
+        "He was born in Millford [2].",
+        say(supported=True),
+    ]
+    with ScriptedChat(steps) as script, script.serve() as url:
+        found = investigate("Ann Lee: Where was her teacher born?", RemoteChat(url), sources)
+    assert found.supported and found.answer.text == "He was born in Millford [2]."
+    (cited,) = found.answer.citations
+    assert cited.text == "Bo Chen was born in Millford." and cited.doc == "bo"

@@ -17,6 +17,7 @@ from dougong.chat import ScriptedChat
 from dougong.data import Document
 from dougong.rag.chunkers import Chunker, Decided, Fixed, Recursive, Semantic, Sentences, Structure
 from dougong.rag.ruler import Characters, Ruler, Tokens, Words
+from dougong.rag.structure import Outline, Title
 from dougong.tokenizer import Tokenizer
 
 
@@ -215,3 +216,21 @@ def test_limits_hold_in_the_tokens_of_a_model(data: Path, limit: int) -> None:
         assert all(at in covered or character.isspace() for at, character in enumerate(text))
     with pytest.raises(DougongError, match="below what the character"):
         Fixed(1, 0, Tokens(tokenizer)).chunk(Document("𠀀", "d"))
+
+
+@given(st.lists(st.integers(1, 6), max_size=12), st.integers(0, 140))
+def test_a_place_stands_under_the_titles_that_no_later_one_closes(depths: list[int], at: int) -> None:
+    titles = [Title(10 * place, depth, f"t{place}") for place, depth in enumerate(depths)]
+    open_: list[Title] = []
+    for title in titles:
+        if title.at <= at:
+            open_ = [*(above for above in open_ if above.depth < title.depth), title]
+    assert Outline([], titles).heading(at) == " > ".join(title.words for title in open_)
+
+
+def test_white_space_of_every_kind_is_skipped_and_the_work_grows_with_the_text() -> None:
+    spaces = "".join(chr(each) for each in range(0x3001) if chr(each).isspace())
+    (chunk,) = Fixed(5).chunk(Document(f"{spaces}斗拱{spaces}", "d"))
+    assert chunk.text == "斗拱"
+    # Each chunk used to copy the rest of the text: here some 40 gigabytes.
+    assert len(Fixed(10).chunk(Document("ab " * 300_000, "d"))) == 30_000

@@ -26,6 +26,7 @@ from dougong.rag.evaluate import (
     reciprocal_rank_of_first,
 )
 from dougong.rag.hit import Hit, Retriever
+from dougong.rag.retrievers.hops import Hops
 from dougong.rag.words import WordIndex
 
 
@@ -92,6 +93,17 @@ def test_word_search_on_the_other_collections(data: Path) -> None:
     ]
     assert sum(held) >= 0.99 * len(held)
     assert evaluate(replace(collection, queries=some), ByWords(documents)).results["MRR"].value > 0.9
+
+
+def test_two_hops_find_what_one_does_not(data: Path) -> None:
+    collection = read_collection("hotpot", data)
+    assert (len(collection.documents), len(collection.queries)) == (975, 100)
+    assert all(len(gains) == 2 for gains in collection.gains.values())
+    words = ByWords(collection.documents)
+    once, twice = (evaluate(collection, each).results for each in (words, Hops(words)))
+    assert once["recall@10"].value > 0.9
+    gained = twice["nDCG@10"].over(once["nDCG@10"])
+    assert gained.low > 0, gained
 
 
 def test_a_collection_that_is_not_there(tmp_path: Path) -> None:

@@ -183,3 +183,35 @@ def test_sentences_are_checked_against_what_they_cite() -> None:
     assert [each.supported for each in checked] == [True, None, False]
     assert faithfulness(checked) == 0.5
     assert faithfulness([]) is None
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch) -> None:
+    import dougong.rag.library as module
+
+    monkeypatch.setattr(module, "BATCH", 4)
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02}.txt").write_text(f"Sentence {number} of a bridge. Another of stone.")
+    place = str(tmp_path / "library")
+    library = Library.open(place, Hashed(), Sentences(5))
+
+    def stop(done: int, total: int) -> None:
+        if done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.add(folder, stop)
+    library.close()
+    again = Hashed()
+    library = Library.open(place, again, Sentences(5))
+    report = library.add(folder)
+    assert report.unchanged >= 10 and len(report.added) == 20 - report.unchanged
+    assert len(again.seen) <= 2 * len(report.added)  # what was written is not embedded again
+    whole = Library.open("memory:", Hashed(), Sentences(5))
+    whole.add(folder)
+    assert library.store.chunks() == whole.store.chunks()
+    assert library.store.of_files({"docs/03.txt"}) == {
+        each: chunk for each, chunk in whole.store.chunks().items() if chunk.doc == "docs/03.txt"
+    }
+    library.close()

@@ -21,6 +21,7 @@ from dougong.rag.hit import Hit, Retriever
 from dougong.rag.library import Library
 from dougong.rag.rerank import Listwise
 from dougong.rag.retrievers import Hybrid, Hypothetical, ManyQueries, Parents, Reranked, Suited, Varied
+from dougong.rag.retrievers.hops import Hops, further
 from dougong.rag.retrievers.mixed import ByMeaning
 from tests.rag.conftest import Hashed
 
@@ -240,3 +241,58 @@ def test_a_cross_encoder_reads_query_and_text_together() -> None:
         assert score == pytest.approx(float(alone), abs=1e-4)
     with pytest.raises(DougongError, match="classifier"):
         CrossEncoder(made("BertModel"))
+
+
+def test_the_word_index_is_kept_beside_the_store_and_never_trusted_too_far(tmp_path, embedder, monkeypatch) -> None:
+    import dougong.rag.words as words
+
+    def opened() -> Library:
+        return Library.open(str(tmp_path / "held"), embedder, Sentences(20))
+
+    def found(library: Library) -> list[str]:
+        return [hit.chunk.doc for hit in library.search("stone", 5, how="words")]
+
+    library = opened()
+    library.add_documents([Document("a stone bridge", "a"), Document("a wooden mill", "b")])
+    assert found(library) == ["a"]
+    library.close()
+
+    def never(*_: object) -> None:
+        raise AssertionError("made again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(words, "terms", lambda text: never() if text != "stone" else ["stone"])
+        library = opened()
+        assert found(library) == ["a"]
+        library.close()
+    library = opened()
+    library.add_documents([Document("a stone mill", "b")])
+    assert sorted(found(library)) == ["a", "b"]  # the kept one was of another state
+    library.close()
+    for damage in ("data.csc.index.npy", "vocab.index.json"):
+        (tmp_path / "held" / "words" / damage).write_bytes(b"no")
+        library = opened()
+        assert sorted(found(library)) == ["a", "b"]
+        library.remove("a")
+        assert found(library) == ["b"]
+        library.add_documents([Document("a stone bridge", "a")])
+        assert sorted(found(library)) == ["a", "b"]
+        library.close()
+
+
+def test_the_second_hop_asks_what_is_left_with_the_names_that_came() -> None:
+    chunk = Chunk("Ann Lee was taught by Bo Chen.", "ann", 0, 30)
+    assert further("Where was the teacher of Ann Lee born?", chunk) == "teacher born Bo Chen"
+    assert further("Who is Bo Chen, and who Ann Lee?", chunk) == ""
+
+
+def test_two_hops_meet_where_one_cannot(embedder) -> None:
+    library = Library.open("memory:", embedder, Sentences(30))
+    texts = {"ann": "Ann Lee was taught by Bo Chen.", "bo": "Bo Chen grew up in Millford.", "mill": "Red Mill stands."}
+    library.add_documents([Document(text, name) for name, text in texts.items()])
+    words = library.retriever("words")
+    assert [hit.chunk.doc for hit in words.search("Who taught Ann Lee, and where?", 2)] == ["ann"]
+    assert [hit.chunk.doc for hit in Hops(words).search("Who taught Ann Lee, and where?", 2)] == ["ann", "bo"]
+    assert Hops(words).search("zebra") == []
+    with pytest.raises(DougongError, match="width is 0"):
+        Hops(words, 0)

@@ -1,4 +1,4 @@
-"""Requests for harm: rules that name the act and its victim, and a classifier trained on AdvBench."""
+"""Requests for harm: rules that name the act and its victim (English, Chinese), and a classifier made on AdvBench."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import final
 from dougong.agent.guards.disguise import readings
 from dougong.agent.guards.guard import INPUT, Finding, Guard, Place
 from dougong.agent.guards.harm_rules import HARMS
+from dougong.agent.guards.harm_rules_zh import HARMS_ZH
 from dougong.agent.guards.linear import Linear
 from dougong.agent.guards.rules import Rule, first
 from dougong.agent.guards.segments import segments
@@ -23,7 +24,7 @@ class Harm(Guard):
 
     def __init__(
         self,
-        rules: Sequence[Rule] = HARMS,
+        rules: Sequence[Rule] = (*HARMS, *HARMS_ZH),
         classifier: Linear | str | None = "harm",
         places: frozenset[Place] = INPUT,
     ):

@@ -21,15 +21,17 @@ _WHOM = rf"""(?:someone|somebody|anyone|everyone|one's \s+ \w+|people|persons?|i
 |jewish|muslim|roma|trans|old|disabled) \s+ people|(?:my|your|his|her|their|our|an?|the|this|that) \s+ (?:[\w-]+
 \s+){{0,2}}? {_RELATIVE})"""
 _NEAR = r"(?:\s+ [\w'-]+){0,3}? \s+"
-_GROUPS = r"""(?:(?:wo)?m[ae]n|girls|gays?|lesbians?|homosexuals|trans(?:gender|sexual)?s?|queer|bisexuals?|muslims?
-|islam|jew(?:s|ish)?|christians?|catholics?|hindus?|buddhists?|atheists?|blacks?|whites?|asians?|africans?|arabs?
-|chinese|indians?|latin[oax]s?|hispanics?|mexicans?|roma|gyps(?:y|ies)|natives?|indigenous|immigrants?|migrants?
-|refugees?|foreigners?|homeless|disabled|autistic|deaf|blind|elderly|old|poor|obese|fat|unemployed|minorit(?:y|ies)
-|people \s+ (?:on|with|of) \s+ \w+)"""
+_GROUPS = r"""(?:(?:wo)?men|girls|gays|lesbians|homosexuals|trans(?:gender|sexual)s|bisexuals|muslims|islam|jews
+|christians|catholics|hindus|buddhists|atheists|blacks|whites|asians|africans|arabs|the \s+ (?:chinese|poor|homeless
+|disabled|elderly|blind|deaf|unemployed)|indians|latin[oax]s|hispanics|mexicans|roma|gyps(?:y|ies)|natives|immigrants
+|migrants|refugees|foreigners|minorit(?:y|ies)|mothers|pensioners|(?:[a-z-]+ \s+)? (?:people|persons|folks?|workers
+|couples|individuals|citizens|communit(?:y|ies)) (?:\s+ (?:on|with|of|from) \s+ \w+)?)"""
 _FICTION = r"""\b(?:video \s* games?|(?:in|for|of) \s+ (?:the \s+|a \s+|an \s+|my \s+)? (?:[\w-]+ \s+){0,3}?
 (?:games?|movies?|films?|novels?|books?|story|stories|series|shows?|plays?|screenplay|script|musical|fiction|saga
 |trilogy))\b
-| \b(?:characters?|fictional|fiction|npcs?|villains?|zombies?|monsters?|minecraft|fortnite|gta|skyrim|the \s+ sims)\b"""
+| \bin \s+ (?:call \s+ of \s+ duty|league \s+ of \s+ legends|overwatch|valorant|counter-?strike|roblox|dota)\b
+| \b(?:characters?|fictional|fiction|npcs?|villains?|zombies?|monsters?|minecraft|fortnite|gta|skyrim|the \s+ sims
+|call \s+ of \s+ duty|counter-?strike|roblox|dungeons)\b"""
 
 # A question about what others did, in history or in a story.
 _TOLD = rf"""{_FICTION}
@@ -59,8 +61,18 @@ HARMS = (
         | \b(?:bomb(?:ing)?|blow(?:ing)? \s+ up|burn(?:ing)? \s+ down|demolish(?:ing)?|set(?:ting)? (?:\s+
         [\w']+){{1,3}}? \s+ on \s+ fire) (?:\s+ [\w'-]+){{0,4}}? \s* \b(?:house|home|building|hospital|school|church
         |mosque|synagogue|airport|stadium|base|embassy|fire)\b
+        | \b(?:set(?:ting)?|light(?:ing)?) \s+ (?!off\b)(?:an? \s+|the \s+|my \s+)? (?:[\w-]+ \s+){{0,2}}? (?:house|home
+        |building|hospital|school|church|mosque|synagogue|car|bus|train|forest|shop|office|hotel|village) \s+ (?:on \s+
+        fire|ablaze|alight)\b
         | \bdeath \s+ threats?\b
-        | \b(?:dispose|get \s+ rid) \s+ of \s+ (?:a \s+|the \s+|dead \s+)* (?:body|corpse|baby)\b""",
+        | \b(?:break(?:ing)?|cut(?:ting)? \s+ off|chop(?:ping)? \s+ off|slit(?:ting)?|gouge|rip(?:ping)? \s+ out) \s+
+        (?:someone's|somebody's|a \s+ (?:person|man|woman|child|kid)'s|his|her|their|my \s+ \w+'s) \s+ (?:arms?|legs?
+        |necks?|fingers?|hands?|throats?|eyes?|heads?|bones?|spines?)\b
+        | \b(?:dispose|get \s+ rid) \s+ of \s+ (?:(?:an?|the|my|our|this|dead|human|stolen) \s+)* (?:body|bodies
+        |corpses?|baby|remains)\b
+        | \b(?:saw(?:ing)?|cut(?:ting)?|chop(?:ping)?|dissolv(?:e|ing)|hid(?:e|ing)|bury(?:ing)?) \s+ (?:(?:an?|the|my
+        |dead|human) \s+)+ (?:body|bodies|corpses?)\b
+        | \bheadshots? \b [^.!?\n]{{0,20}} \b(?:gun|rifle|pistol|sniper|weapon)\b""",
         _TOLD,
     ),
     rule(
@@ -98,6 +110,10 @@ HARMS = (
         \w+){0,3}? \s+ (?:fake|forged|false|counterfeit|stolen) (?:\s+ \w+){0,1}? \s+ (?:money|ids?|identit\w+
         |passports?|documents?|cards?|reviews?|bills?|cheques?|checks?|currency|certificates?|prescriptions?
         |invoices?|credentials?)\b
+        | \b(?:set(?:ting)? \s+ up|start(?:ing)?|run(?:ning)?|join(?:ing)?|organi[sz](?:e|ing)|creat(?:e|ing)) (?:\s+
+        \w+){0,3}? \s+ (?:human \s+ trafficking|money \s+ laundering|dog \s+ fighting|extortion|drug|smuggling|slavery
+        |terror\w*|prostitution|counterfeit\w*|protection) \s+ (?:operation|ring|scheme|gang|business|network|cell|group
+        |organi[sz]ation|racket)s?\b
         | \b(?:commit(?:ting)?|get(?:ting)? \s+ away \s+ with|engag\w+ \s+ in|cover(?:ing)? \s+ up) (?:\s+ \w+){0,3}?
         \s+ (?:crimes?|fraud|identity \s+ theft|theft|tax \s+ evasion|insider \s+ trading|arson|murder|robbery
         |forgery|perjury|bribery|burglary|money \s+ laundering|plagiarism|blackmail|extortion|cheating|rape|treason
@@ -130,12 +146,15 @@ HARMS = (
     ),
     rule(
         "hatred of a group",
-        rf"""\b(?:why|how|explain|prove|argue) \b [^.!?\n]{{0,50}}? \b{_GROUPS}\b [^.!?\n]{{0,40}}? \b(?:inferior
-        |superior|stupid|dumb|lazy|subhuman|not \s+ (?:be \s+)? (?:allowed|permitted|welcome|trusted|hired|able|have
-        |vote|deserve)|banned|deported|segregated|fired|killed|eliminated|exterminated|kicked|discriminated|weaker
-        |less \s+ (?:intelligent|valuable|human|worthy|capable)|worse|dirty|evil|violent|(?:voting|civil|human
-        |equal) \s+ rights|not \s+ to \s+ have|exaggerate\w*|overstate\w*|shouldn't|should \s+ not|don't \s+
-        deserve)\b
+        rf"""\b(?:why|how|explain|prove|argue|reasons?) \b [^.!?\n]{{0,50}}? \b{_GROUPS}\b [^.!?\n]{{0,40}}?
+        \b(?:inferior|superior|stupid|dumb|lazy|subhuman|not \s+ (?:be \s+)? (?:allowed|permitted|welcome|trusted|hired
+        |able|have|vote|deserve|marry|adopt|work|teach)|banned|deported|segregated|fired|killed|eliminated|exterminated|kicked
+        |discriminated|(?:so \s+ much|naturally|inherently|generally) \s+ \w+ \s+ than|less \s+ (?:\w+ly \s+)?
+        (?:intelligent|valuable|human|worthy|capable|fit|smart|competent|reliable|trustworthy)|dirty|evil|violent
+        |criminals?|(?:voting|civil|human|equal) \s+ rights|not \s+ to \s+ have|exaggerate\w*|overstate\w*|shouldn't
+        |should \s+ not|don't \s+ deserve|denied|excluded|paid \s+ less|all \s+ (?:major|important) \s+ decisions)\b
+        | \b(?:best|better|good|right|natural) \s+ (?:for \s+ \w+ \s+)? (?:that|if|when|for) \s+ {_GROUPS} \s+
+        (?:make|do|are|stay|have|earn|get|rule|lead|obey|not)\b
         | \b(?:racist|sexist|homophobic|transphobic|antisemitic|anti-semitic|xenophobic|hateful|derogatory
         |discriminatory|offensive) (?:\s+ \w+){{0,2}}? \s+ (?:jokes?|speech|slurs?|tweets?|posts?|articles?|memes?
         |messages?|essays?|language|comments?|propaganda|content|remarks?|poems?|songs?|stereotypes?|manifesto)\b
@@ -154,6 +173,15 @@ HARMS = (
         | \b(?:den(?:y|ying)|celebrat(?:e|ing)|replicat(?:e|ing)|recreat(?:e|ing)|repeat(?:ing)?|imitat(?:e|ing)
         |copy(?:ing)?) (?:\s+ [\w']+){0,5}? \s+ (?:holocaust|genocide|massacres?|(?:terror\w* \s+)? attacks?
         |shootings?|bombings?|atomic \s+ bombs?)\b
+        | \bwhy \s+ (?:was|were|is|are) \s+ (?:[\w.'-]+ \s+){1,4}? (?:(?:morally|completely|so|actually) \s+)? (?:right
+        |justified|correct|a \s+ hero|heroic|great|admirable) \s+ (?:to|in|for) \s+ (?:[\w-]+ \s+)? (?:attack|invad
+        |kill|murder|bomb|massacr|shoot|assassinat|execut|persecut|oppress|enslav|deport|exterminat|behead|tortur
+        |rap|colon|occup)\w*
+        | \b(?:die|death|go(?:ing)? \s+ out|end \s+ (?:up|it)|overdose|disappear) \s+ (?:just \s+|exactly \s+)? like \s+
+        [A-Z]\w+
+        | \b(?:plan|stage|commit|organi[sz]e|do|start|pull \s+ off) \s+ (?:an?other|a \s+ second|a \s+ new|the \s+ next)
+        \s+ (?:\w+ \s+){0,3}? (?:deaths?|attacks?|assassinations?|shootings?|massacres?|genocides?|holocaust|bombings?
+        |9/11|columbine|wars?|purges?|cults?)\b
         | \bgood \s+ (?:about|side \s+ of|things? \s+ about) \b [^.!?\n]{0,20} \b(?:holocaust|genocide|slavery
         |apartheid|nazi\w*)\b""",
     ),
@@ -167,6 +195,11 @@ HARMS = (
         of \s+ birth|passwords?|salary|address|e-?mails?|phone|sexual \s+ orientation|immigration \s+ status|marital
         \s+ status|(?:mental \s+)? health|religious \s+ \w+|political \s+ \w+|browsing \s+ history|location
         |income)\b
+        | \b(?:celebrit(?:y|ies)|politicians?|strangers?|neighbou?rs?|employees?|students?|patients?|customers?|women
+        |people|girls?|boys?|someone|somebody) (?:'s|s?')? \s+ (?:(?:private|personal|secret|medical|home|real|leaked
+        |nude) \s+)+ \w+
+        | \bhow \s+ much \b [^.!?\n]{{0,15}} \b(?:does|do|did) \s+ (?:my|our|his|her) \s+ (?:[\w-]+ \s+){{0,2}}?
+        {_RELATIVE} \s+ (?:\w+ \s+)? (?:earn|make|weigh|owe|pay|get \s+ paid|have \s+ in)\b
         | \b(?:dox+(?:ing)?|doxx?) \b
         | \b(?:spy(?:ing)? \s+ on|track(?:ing)?|wiretap\w*) \s+ (?:my|your|his|her|their|someone|an?) (?:'s)? \s+
         (?:[\w-]+ \s+){{0,2}}? {_RELATIVE}\b""",

@@ -25,7 +25,9 @@ OVERRIDES = (
         "an order to forget the rules",
         rf"""\b(?:ignore|disregard|forget|override|bypass|neglect|skip)\b [^.!?\n]{{0,40}}? \b(?:all|any|every
         |previous|prior|above|earlier|preceding|your|system|safety|the)\b [^.!?\n]{{0,30}}? \b{_RULES}\b
-        | (?:忽略|无视|忘记|忘掉|不要理会)[^。！？\n]{{0,12}}(?:指令|提示|规则|要求|设定|说明)""",
+        | (?:忽略|无视|忘记|忘掉|不要理会|抛开|绕过)[^。！？\n]{{0,12}}(?:指令|提示|规则|要求|设定|说明|限制|规定)
+        | (?:忽略|无视|忘记|忘掉|不要理会)(?:掉)?(?:以上|之前|上面|前面|上述|先前)的?(?:所有|全部|一切)?(?:内容
+        |对话|文字|话)""",
     ),
     rule(
         "a new role without rules",
@@ -37,7 +39,11 @@ OVERRIDES = (
         | \b(?:pretend|act|behave|respond|answer) \b [^.!?\n]{0,50}? \b(?:no|without) \s+ (?:any \s+|ethical \s+
         |moral \s+|safety \s+)* (?:rules|restrictions|limits|limitations|filters|guidelines|morals|ethics
         |censorship)\b
-        | \bdo \s+ anything \s+ now\b""",
+        | \bdo \s+ anything \s+ now\b
+        | (?:从现在(?:开始|起)|现在)[^。！？\n]{0,4}你(?:就)?是[^。！？\n]{0,16}(?:DAN|没有(?:任何)?(?:限制|规则
+        |约束|道德)|不受(?:任何)?(?:限制|约束)|无限制)
+        | (?:进入|开启|启用|切换到)[^。！？\n]{0,4}(?:开发者|越狱|上帝|管理员|调试)模式
+        | (?:假装|扮演|当作)[^。！？\n]{0,12}(?:没有|不受)(?:任何)?(?:限制|规则|约束|道德)""",
     ),
     rule(
         "a request for the system prompt",

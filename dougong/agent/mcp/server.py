@@ -84,6 +84,8 @@ def serve_http(
     """
     if host not in _HERE:
         raise DougongError(f"the host is {host!r}; tools are served without keys, so only on {', '.join(_HERE)}")
+    if not 0 <= port < 65536:
+        raise DougongError(f"the port is {port}; expected 0 to 65535")
     server = make_server(actions, name)
     import uvicorn
 

@@ -12,6 +12,8 @@ from dougong.base import DougongError
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_UNICAST, _DOCUMENTATION = ipaddress.ip_network("2000::/3"), ipaddress.ip_network("3fff::/20")
+
 
 @dataclass(frozen=True)
 class Host:
@@ -125,6 +127,9 @@ def unwrapped(address: Address) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet."""
+    """Whether an address is one of the open internet. Of IPv6 that is only what is given out for it (RFC 4291, 2.4):
+    the rest is kept back, or carries addresses of IPv4 in one of many ways."""
     inner = unwrapped(address)
+    if isinstance(inner, ipaddress.IPv6Address) and (inner not in _UNICAST or inner in _DOCUMENTATION):
+        return False
     return inner.is_global and not inner.is_multicast

@@ -24,7 +24,12 @@ DEPTH = 50
 _TOKEN = re.compile(
     r"\s*(?:(\d[\d_]*\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*|π)|(\*\*|//|.))", re.DOTALL
 )
-_SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "（": "(", "）": ")", "，": ","})
+_CALL = re.compile(r"\w\s*\(")
+_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,])")
+_SIGNS = str.maketrans(
+    {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "（": "(", "）": ")", "，": ","}
+    | {"＋": "+", "－": "-", "＊": "*", "／": "/"}
+)
 _CONSTANTS: dict[str, float] = {"pi": math.pi, "π": math.pi, "e": math.e, "tau": math.tau}
 
 
@@ -32,7 +37,10 @@ def evaluate(text: str) -> Number:
     """The value of an expression. Raises DougongError that names what is wrong and where."""
     if len(text) > LENGTH:
         raise DougongError(f"the expression has {len(text)} characters; at most {LENGTH}: compute it in parts")
-    return _Reader(text.translate(_SIGNS)).whole()
+    text = text.translate(_SIGNS)
+    if not _CALL.search(text):  # a comma then separates no arguments
+        text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    return _Reader(text).whole()
 
 
 class _Reader:

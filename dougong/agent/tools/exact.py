@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import decimal
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -35,7 +37,16 @@ def write(value: Number) -> str:
         digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
         return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
     ratio = f"{value.numerator}/{value.denominator}"
-    return f"{as_float(value):.15g} (exactly {ratio})" if len(ratio) <= 60 else f"{as_float(value):.15g}"
+    return f"{_short(value)} (exactly {ratio})" if len(ratio) <= 60 else _short(value)
+
+
+def _short(value: Fraction) -> str:
+    """15 digits, of numbers too large or too small for floats as well."""
+    with contextlib.suppress(OverflowError):
+        if near := float(value):
+            return f"{near:.15g}"
+    with decimal.localcontext(prec=15, Emin=-9999, Emax=9999):
+        return str((decimal.Decimal(value.numerator) / value.denominator).normalize()).lower()
 
 
 def as_float(value: Number) -> float:
@@ -188,7 +199,8 @@ _MANY = 100
 FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "sqrt": (1, 1, _root(2)), "cbrt": (1, 1, _root(3)), "abs": (1, 1, abs), "round": (1, 2, _round),
     "floor": (1, 1, math.floor), "ceil": (1, 1, math.ceil), "trunc": (1, 1, math.trunc),
-    "min": (1, _MANY, min), "max": (1, _MANY, max), "sum": (1, _MANY, lambda *values: sum(values)),
+    "min": (1, _MANY, lambda *values: min(values)), "max": (1, _MANY, lambda *values: max(values)),
+    "sum": (1, _MANY, lambda *values: sum(values)),
     "gcd": (1, _MANY, _integers(math.gcd)), "lcm": (1, _MANY, _integers(math.lcm)),
     "factorial": (1, 1, factorial), "comb": (2, 2, _choose), "pow": (2, 2, power),
     "exp": (1, 1, _real(math.exp)), "ln": (1, 1, _log), "log": (1, 2, _log),

@@ -13,6 +13,8 @@ from typing import Any
 
 from dougong.base import DougongError
 from dougong.data.chat import Conversation, Message
+from dougong.data.skills.arithmetic import CHINESE as ARITHMETIC_CHINESE
+from dougong.data.skills.arithmetic import PHRASES
 from dougong.data.skills.context import RELATIONS
 from dougong.data.skills.problem import Problem, Split, exact, problem_split, user
 from dougong.data.skills.words import NAMES
@@ -20,7 +22,9 @@ from dougong.data.skills.words import NAMES
 CALCULATOR, SEARCH = "calculator", "search"
 PASSAGES = 1  # asked for in a search: a small model cannot yet choose among several
 TEST_SHARE = 0.1
+CHINESE = 0.15  # share of the sums
 _DIGITS = 5
+_SUM, _CHINESE_SUM = PHRASES["add"][0], ARITHMETIC_CHINESE["add"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +81,15 @@ def _system(text: str) -> tuple[Message, ...]:
 
 
 def sums(seed: int, count: int, split: Split = "train", digits: int = _DIGITS) -> list[Errand]:
-    """`count` sums of two numbers of so many digits."""
+    """`count` sums of two numbers of so many digits, most of them asked for in English."""
     random = Random(f"sums/{split}/{seed}")
     found: dict[str, Errand] = {}
     while len(found) < count:
         a, b = (random.randint(10 ** (digits - 1), 10**digits - 1) for _ in range(2))
         key = f"{a} + {b}"
         if problem_split(key, TEST_SHARE) == split:
-            found[key] = Errand("sum", key, f"What is {key}?", CALCULATOR, {"expression": key}, str(a + b))
+            phrase = _CHINESE_SUM if random.random() < CHINESE else _SUM
+            found[key] = Errand("sum", key, phrase.format(a=a, b=b), CALCULATOR, {"expression": key}, str(a + b))
     return list(found.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,8 +102,9 @@ FAMILIES = _Families(
 def family_named(name: Any, where: str = "") -> Family:
     """Raises DougongError that lists the known families."""
     if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise DougongError(f"{where}{': ' if where else ''}model_type {name!r} is not supported; known: {known}")
+        known, close = ", ".join(FAMILIES), get_close_matches(str(name), FAMILIES, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DougongError(f"{where}{': ' if where else ''}model_type {name!r} is not supported; known: {known}{hint}")
     return FAMILIES[name]
 
 

@@ -9,54 +9,56 @@ config.json does not name the differences within the family, which show in other
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.common import attention_of, exact, expect, read_decoder, write_decoder
+from dougong.hub.families.fields import Given, Keys, Parts, activation, integer
+from dougong.hub.families.layers import GATED, heads, outer
 from dougong.hub.families.names import llama_keys, named
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Head
 from dougong.parts.position import Alibi
 from dougong.parts.rope import Rope
 
 FAMILY = "baichuan"
-ARCHITECTURE = "BaichuanForCausalLM"
 SECOND = 125696
 """Tokens in the vocabulary of Baichuan 2."""
 UNREAD = ("rope_theta", "rope_scaling", "rope_parameters", "num_key_value_heads", "head_dim", "partial_rotary_factor")
 """Keys of Llama that change nothing here. Nor does attention_dropout: the published models drop nothing."""
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    turns = config.get("max_position_embeddings") is not None
-    limit = config.get("max_position_embeddings" if turns else "model_max_length")
-    reader = Reader(FAMILY, {**config, "max_position_embeddings": limit, "attention_dropout": None})
-    reader.pass_over("model_max_length _from_model_config z_loss_weight user_token_id assistant_token_id")
+def _ask(config: Reader, given: Given) -> None:
+    turns = "max_position_embeddings" in config
+    context = config.integer("max_position_embeddings" if turns else "model_max_length", 4096)
+    size = given["model"]["width"] // given["mixer"]["heads"]
+    given["model"]["context"] = context
+    given["mixer"] |= {"head_size": size, "position": Rope(size) if turns else Alibi()}
     for key in UNREAD:
-        if key in reader:
-            raise reader.wrong(key, config[key], "no such key: the published models do not read it")
-    spec = read_decoder(reader, context=4096)
-    if spec.vocab == SECOND:
-        spec = replace(spec, head=Head(expect(FAMILY, "head", spec.head, Head).tied, normalised=True))
-    if turns:
-        return spec
-    layers = (replace(layer, mixer=replace(attention_of(FAMILY, spec), position=Alibi())) for layer in spec.layers)
-    return replace(spec, layers=tuple(layers))
+        if key in config:
+            raise config.wrong(key, config.raw(key), "no such key: the published models do not read it")
 
 
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    mixer = attention_of(FAMILY, spec)
-    turns = isinstance(mixer.position, Rope)
-    plain = tuple(replace(layer, mixer=replace(mixer, position=Rope(mixer.head_size))) for layer in spec.layers)
-    config = write_decoder(FAMILY, replace(spec, layers=plain))
-    silent = (*UNREAD, "attention_dropout", "max_position_embeddings")
-    config = {key: value for key, value in config.items() if key not in silent}
-    config |= {"model_max_length": spec.context} | ({"max_position_embeddings": spec.context} if turns else {})
-    config["tie_word_embeddings"] = expect(FAMILY, "head", spec.head, Head).tied
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+def _tell(parts: Parts) -> dict[str, Any]:
+    turns = isinstance(parts.find("mixer.position"), Rope)
+    return dict.fromkeys(("model_max_length", "max_position_embeddings")[: 1 + turns], parts.spec.context)
+
+
+TABLE = Table(
+    FAMILY,
+    "BaichuanForCausalLM",
+    GATED,
+    (
+        *outer(context=Keys()),
+        heads("mixer.heads mixer.kv_heads"),
+        Keys(_ask, _tell),
+        integer("intermediate_size", "ffn.hidden"),
+        activation("hidden_act", "ffn.activation", "silu"),
+    ),
+    always={"head.normalised": lambda given: given["model"]["vocab"] == SECOND},
+    silent="model_max_length _from_model_config z_loss_weight user_token_id assistant_token_id",
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

@@ -6,52 +6,52 @@ Semantics: transformers' modeling_deepseek_v2, which never renormalises the weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from dougong.base import DougongError
-from dougong.hub.families.common import exact
-from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
+from dougong.hub.families.deepseek import ABSENT, KINDS, UNUSED, deepseek, deepseek_keys
+from dougong.hub.families.fields import Given, Keys, Parts, flag, integer
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.sparse import first_dense, grouped
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.feedforward import GatedMLP
-from dougong.parts.router import TopK
 
 FAMILY = "deepseek_v2"
-ARCHITECTURE = "DeepseekV2ForCausalLM"
-USUAL = {
-    "model.context": 2048,
-    "dense.hidden": 11008,
-    "experts.hidden": 1407,
-    "experts.experts": 64,
-    "experts.top_k": 0,
-}
-GROUPED = "group_limited_greedy"
+METHODS = GREEDY, GROUPED = ("greedy", "group_limited_greedy")
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    reader.only(scoring_func="softmax")
-    reader.pass_over("norm_topk_prob")
-    method = reader.raw("topk_method", "greedy")
-    if method not in ("greedy", GROUPED):
-        raise reader.wrong("topk_method", method, f"'greedy' or '{GROUPED}'")
-
-    def router(given: Mapping[str, Any]) -> TopK:
-        return TopK(normalise=False, **(given if method == GROUPED else {"scale": given["scale"]}))
-
-    return read_deepseek(reader, USUAL, router, shared=2, ffn_bias=reader.flag("mlp_bias", False))
+def _ask(config: Reader, given: Given) -> None:
+    if (method := config.raw("topk_method", GREEDY)) not in METHODS:
+        raise config.wrong("topk_method", method, "'greedy' or 'group_limited_greedy'")
+    if method == GREEDY:
+        given["experts.router"] |= {"groups": 1, "top_groups": 1}
 
 
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config, mixer = write_deepseek(FAMILY, spec)
-    if spec.width % mixer.heads:  # transformers refuses such a config, though no head has that size
-        raise DougongError(f"{FAMILY} cannot express a width of {spec.width} that {mixer.heads} heads do not divide")
-    config["topk_method"] = "greedy" if config["n_group"] == 1 else GROUPED
-    plain = [getattr(layer.ffn, "shared", layer.ffn) for layer in spec.layers]
-    config["mlp_bias"] = any(isinstance(ffn, GatedMLP) and ffn.bias for ffn in plain)
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+def _tell(parts: Parts) -> dict[str, Any]:
+    return {"topk_method": GREEDY if parts.find("experts.router.groups") == 1 else GROUPED}
+
+
+TABLE = Table(
+    FAMILY,
+    "DeepseekV2ForCausalLM",
+    KINDS,
+    deepseek(
+        2048,
+        11008,
+        integer("moe_intermediate_size", "experts.hidden", 1407),
+        *grouped(64, 0),
+        Keys(_ask, _tell),
+        flag("mlp_bias", "dense.bias experts.shared.bias", False),
+        first_dense(0),
+        shared_experts=2,
+    ),
+    always={"experts.router.normalise": False},
+    said={"scoring_func": "softmax", "moe_layer_freq": 1},
+    silent=f"norm_topk_prob {UNUSED}",
+    absent=ABSENT,
+    divides=True,
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

@@ -6,60 +6,54 @@ transformers leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.common import exact
-from dougong.hub.families.deepseek import deepseek_keys, read_deepseek, write_deepseek
+from dougong.hub.families.deepseek import ABSENT, KINDS, UNUSED, deepseek, deepseek_keys
+from dougong.hub.families.fields import Given, Keys, Parts, flag, integer
 from dougong.hub.families.names import with_predicting_layers
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.sparse import sigmoid_router
+from dougong.hub.families.sparse import PREDICTING, SIGMOID, first_dense, grouped
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
-from dougong.hub.predicting import without
 from dougong.model.spec import ModelSpec
-from dougong.parts.experts import MoE
-from dougong.parts.rope import Rope
-from dougong.parts.router import TopK
 
 FAMILY = "deepseek_v3"
-ARCHITECTURE = "DeepseekV3ForCausalLM"
-USUAL = {
-    "model.context": 4096,
-    "dense.hidden": 18432,
-    "experts.hidden": 2048,
-    "experts.experts": 256,
-    "experts.top_k": 8,
-    "experts.router.scale": 2.5,
-    "experts.router.groups": 8,
-    "experts.router.top_groups": 4,
-}
+SAID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+EXPERTS = (
+    integer("moe_intermediate_size", "experts.hidden", 2048),
+    *grouped(256, 8, scale=2.5, groups=8, top=4),
+    flag("norm_topk_prob", "experts.router.normalise", True),
+    PREDICTING,
+)
 
 
-def read_router(config: Reader) -> Callable[[Mapping[str, Any]], TopK]:
-    """Sigmoid scores, chosen with a correction from the groups whose two best experts score most."""
-    config.only(scoring_func="sigmoid", topk_method="noaux_tc")
-    config.pass_over("num_nextn_predict_layers num_mtp_layers")
-    normalise = config.flag("norm_topk_prob", True)
-    return lambda given: sigmoid_router({**given, "normalise": normalise})
+def _ask(config: Reader, given: Given) -> None:
+    """In this family alone transformers lets the sizes of heads that follow from others be given."""
+    nope, rope = given["mixer"]["nope_size"], given["mixer"]["rope_size"]
+    for key, size in (("head_dim", rope), ("qk_head_dim", nope + rope)):
+        if key in config and config.integer(key) != size:
+            raise config.wrong(key, config.raw(key), f"{size}, as qk_nope_head_dim and qk_rope_head_dim say")
+    turning = config.flag("rope_interleave", True)
+    given["mixer"]["position"] = replace(given["mixer"]["position"], interleaved=turning)
 
 
-def write_router(spec: ModelSpec) -> dict[str, Any]:
-    """The keys that `read_router` reads."""
-    routers = (layer.ffn.router for layer in spec.layers if isinstance(layer.ffn, MoE))
-    normalise = next((router.normalise for router in routers if isinstance(router, TopK)), True)
-    return {"norm_topk_prob": normalise, "num_nextn_predict_layers": spec.mtp.depth if spec.mtp else 0}
+def _tell(parts: Parts) -> dict[str, Any]:
+    return {"rope_interleave": parts.find("mixer.position.interleaved") is True}
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    interleaved = reader.flag("rope_interleave", True)
-    return read_deepseek(reader, USUAL, read_router(reader), shared=1, dense=3, interleaved=interleaved)
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config, mixer = write_deepseek(FAMILY, spec)
-    config["rope_interleave"] = isinstance(mixer.position, Rope) and mixer.position.interleaved
-    return exact(FAMILY, ARCHITECTURE, without(FAMILY, spec), {**config, **write_router(spec)}, from_config)
+TABLE = Table(
+    FAMILY,
+    "DeepseekV3ForCausalLM",
+    KINDS,
+    deepseek(4096, 18432, *EXPERTS, Keys(_ask, _tell), first_dense(3)),
+    always=SIGMOID,
+    said=SAID,
+    silent=UNUSED,
+    absent=ABSENT,
+    predicts=True,
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

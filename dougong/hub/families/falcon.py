@@ -2,118 +2,120 @@
 
 Semantics: transformers' modeling_falcon. q, k and v lie together, a group of heads a key head: all query heads with one
 key head in the first architecture (`multi_query`), any number with each in the new one. `attention_dropout` acts on
-the weights with ALiBi only, and on the output of attention where the feed-forward comes after it. Where
-transformers strays from the model with ALiBi (Falcon-RW) it is not followed: its slopes and their products with
-positions are rounded to bfloat16, and its "eager" attention adds ALiBi twice, its usual one once.
+the weights with ALiBi only, and on the output of attention where the feed-forward comes after it. ALiBi (Falcon-RW)
+is rounded to bfloat16, as in the code published with the model. transformers' usual attention adds it once, and so does
+this; its "eager" one adds it twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.common import attention_of, exact
-from dougong.hub.families.fields import Given, Table, activation, flag, integer, number
-from dougong.hub.families.names import both, key_map, spelled
+from dougong.hub.families.common import attention_of
+from dougong.hub.families.fields import Given, Keys, Parts, activation, flag, integer, number
+from dougong.hub.families.layers import PLAIN, whole_heads
+from dougong.hub.families.names import LLAMA_NORMS, MEGATRON, both, key_map, spelled
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_rope, write_rope
+from dougong.hub.families.rope import turns
+from dougong.hub.families.table import LAYER_NORM, Table
 from dougong.hub.keymap import KeyMap
 from dougong.hub.layouts import Groups
-from dougong.model.spec import LayerSpec, ModelSpec, Wiring
-from dougong.parts.attention import Attention
-from dougong.parts.embedding import Embedding, Head
-from dougong.parts.feedforward import MLP
-from dougong.parts.norm import Norm
+from dougong.model.spec import ModelSpec
 from dougong.parts.position import Alibi
 
 FAMILY = "falcon"
-ARCHITECTURE = "FalconForCausalLM"
-KEYS = Table(
-    {"mixer": Attention, "ffn": MLP},
+TURNS = turns()
+
+
+def _ask_position(config: Reader, given: Given) -> None:
+    mixer = given["mixer"]
+    if config.flag("alibi", False):  # scores are scaled after ALiBi has been added, so it is scaled with them
+        mixer["position"] = Alibi(factor=mixer["head_size"] ** -0.5, rounded=True)
+        config.pass_over("rope_parameters rope_theta rope_scaling")
+    else:
+        TURNS.read(config, given)
+
+
+def _tell_position(parts: Parts) -> dict[str, Any]:
+    alibi = isinstance(parts.find("mixer.position"), Alibi)
+    return {"alibi": alibi, **({} if alibi else TURNS.write(parts))}
+
+
+def _ask_wiring(config: Reader, given: Given) -> None:
+    """How many key heads, and where norms stand: one key head or one for each head in the first architecture."""
+    mixer, new, one = given["mixer"], config.flag("new_decoder_architecture", False), config.flag("multi_query", True)
+    heads, shared = mixer["heads"], mixer["kv_heads"]
+    if not new and not one and shared != heads:
+        raise config.wrong("num_kv_heads", shared, f"{heads}, one for each head, without multi_query")
+    if not new:
+        mixer["kv_heads"] = 1 if one else heads
+    parallel, norms = config.flag("parallel_attn", True), config.integer("num_ln_in_parallel_attn", 2 if new else 1)
+    if new and not parallel:
+        raise config.wrong("parallel_attn", parallel, "true in the new_decoder_architecture")
+    if norms > (2 if new else 1):
+        raise config.wrong("num_ln_in_parallel_attn", norms, "1, or 2 in the new_decoder_architecture")
+    given["layer"] = {"wiring": "pre" if not parallel else "parallel" if norms == 1 else "parallel_norms"}
+
+
+def _tell_wiring(parts: Parts) -> dict[str, Any]:
+    wiring, heads, shared = (parts.find(place) for place in ("layer.wiring", "mixer.heads", "mixer.kv_heads"))
+    return {
+        "new_decoder_architecture": wiring == "parallel_norms" or shared not in (1, heads),
+        "multi_query": shared == 1,
+        "parallel_attn": wiring != "pre",
+        "num_ln_in_parallel_attn": 2 if wiring == "parallel_norms" else 1,
+    }
+
+
+def _ask_dropout(config: Reader, given: Given) -> None:
+    mixer, layer = given["mixer"], given["layer"]
+    seen, layer["dropout"] = config.share("attention_dropout"), config.share("hidden_dropout")
+    mixer["dropout"] = seen if isinstance(mixer["position"], Alibi) else 0.0
+    if layer["wiring"] == "pre" and seen != layer["dropout"]:
+        layer |= {"dropout": seen, "ffn_dropout": layer["dropout"]}
+
+
+def _tell_dropout(parts: Parts) -> dict[str, Any]:
+    layer = parts.held["layer"]
+    return {
+        "attention_dropout": layer.dropout if layer.wiring == "pre" else parts.find("mixer.dropout"),
+        "hidden_dropout": layer.dropout if layer.ffn_dropout is None else layer.ffn_dropout,
+    }
+
+
+TABLE = Table(
+    FAMILY,
+    "FalconForCausalLM",
+    PLAIN,
     (
         integer("vocab_size", "model.vocab"),
         integer("hidden_size", "model.width", also="n_embed"),
         integer("max_position_embeddings", "model.context", 2048),
         integer("num_hidden_layers", "layers.depth", also="n_layer"),
         integer("num_attention_heads", "mixer.heads", also="n_head"),
+        whole_heads("num_attention_heads"),
         integer("num_kv_heads", "mixer.kv_heads", lambda given: given["mixer"]["heads"], also="n_head_kv"),
         flag("bias", "mixer.bias mixer.out_bias ffn.bias", False),
         integer("ffn_hidden_size", "ffn.hidden", lambda given: 4 * given["model"]["width"]),
         activation("activation", "ffn.activation", "gelu", tanh="gelu_new"),
         number("layer_norm_epsilon", "norm.eps", 1e-5),
+        Keys(_ask_position, _tell_position),
+        Keys(_ask_wiring, _tell_wiring),
+        Keys(_ask_dropout, _tell_dropout),
         flag("tie_word_embeddings", "head.tied", True),
     ),
+    always=LAYER_NORM,
+    silent="apply_residual_connection_post_layernorm",  # read by nothing
 )
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    reader.pass_over("apply_residual_connection_post_layernorm")  # read by nothing
-    given, new = KEYS.read(reader), reader.flag("new_decoder_architecture", False)
-    width, context = given["model"]["width"], given["model"]["context"]
-    size = reader.head_size(width, "num_attention_heads", given["mixer"]["heads"])
-    if alibi := reader.flag("alibi", False):
-        position = Alibi(factor=size**-0.5)  # scores are scaled after ALiBi has been added, so it is scaled with them
-        reader.pass_over("rope_parameters rope_theta rope_scaling")
-    else:
-        position = read_rope(reader, size, context)
-    one = reader.flag("multi_query", True)
-    if not new:
-        given["mixer"]["kv_heads"] = _old_key_heads(reader, given, one)
-    wiring, norm = _wiring(reader, new), Norm("layer", bias=True, **given["norm"])
-    seen, hidden = reader.share("attention_dropout"), reader.share("hidden_dropout")
-    mixer = Attention(head_size=size, position=position, dropout=seen if alibi else 0.0, **given["mixer"])
-    layer = LayerSpec(mixer, MLP(**given["ffn"]), norm, wiring, dropout=hidden)
-    if wiring == "pre" and seen != hidden:
-        layer = replace(layer, dropout=seen, ffn_dropout=hidden)
-    layers, head = (layer,) * given["layers"]["depth"], Head(**given["head"])
-    reader.refuse_rest()
-    return ModelSpec(layers=layers, embedding=Embedding(), norm=norm, head=head, **given["model"])
-
-
-def _old_key_heads(reader: Reader, given: Given, one: bool) -> int:
-    """Of the first architecture: one key head, or one for each head."""
-    heads, shared = given["mixer"]["heads"], given["mixer"]["kv_heads"]
-    if not one and shared != heads:
-        raise reader.wrong("num_kv_heads", shared, f"{heads}, one for each head, without multi_query")
-    return 1 if one else heads
-
-
-def _wiring(reader: Reader, new: bool) -> Wiring:
-    parallel, norms = reader.flag("parallel_attn", True), reader.integer("num_ln_in_parallel_attn", 2 if new else 1)
-    if new and not parallel:
-        raise reader.wrong("parallel_attn", parallel, "true in the new_decoder_architecture")
-    if norms > (2 if new else 1):
-        raise reader.wrong("num_ln_in_parallel_attn", norms, "1, or 2 in the new_decoder_architecture")
-    return "pre" if not parallel else "parallel" if norms == 1 else "parallel_norms"
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config, mixer, first = KEYS.write(FAMILY, spec), attention_of(FAMILY, spec), spec.layers[0]
-    alibi = isinstance(mixer.position, Alibi)
-    config |= {
-        "attention_dropout": first.dropout if first.wiring == "pre" else mixer.dropout,
-        "hidden_dropout": first.dropout if first.ffn_dropout is None else first.ffn_dropout,
-        "new_decoder_architecture": first.wiring == "parallel_norms" or mixer.kv_heads not in (1, mixer.heads),
-        "multi_query": mixer.kv_heads == 1,
-        "parallel_attn": first.wiring != "pre",
-        "num_ln_in_parallel_attn": 2 if first.wiring == "parallel_norms" else 1,
-        "alibi": alibi,
-        **({} if alibi else write_rope(FAMILY, mixer.position)),
-    }
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
-
-
-NAMES = {"self_attention.dense": "mixer.o", "mlp.dense_h_to_4h": "ffn.up", "mlp.dense_4h_to_h": "ffn.down"}
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
     mixer, apart = attention_of(FAMILY, spec), spec.layers[0].wiring == "parallel_norms"
-    norms = ("ln_attn", "ln_mlp") if apart else ("input_layernorm", "post_attention_layernorm")
+    norms = {"ln_attn": "mixer_norm", "ln_mlp": "ffn_norm"} if apart else LLAMA_NORMS
     group = Groups((mixer.heads // mixer.kv_heads * mixer.head_size, mixer.head_size, mixer.head_size))
     qkv = both("self_attention.query_key_value", "mixer.q", "mixer.k", "mixer.v", layout=group)
-    names = {norms[0]: "mixer_norm", norms[1]: "ffn_norm", **NAMES}
+    names = {**norms, "self_attention.dense": "mixer.o", **MEGATRON}
     return key_map(
         "transformer.",
         "h.{i}",

@@ -1,17 +1,17 @@
 """Keys of config.json and the fields of a spec that they set: each pair is told once and used in both directions.
 
 A place is a part and its field, such as "mixer.heads". The parts are "model", "layers" (whose depth is their number),
-"layer", "norm", "head", "embedding", and those that a table names in its kinds; a part of a part is "experts.router".
+"layer", "norm", "head", "embedding", "task", "transform" (of the head, or of the task's), and those that a table names
+in its kinds; a part of a part is "experts.router".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, final, runtime_checkable
 
-from dougong.base import DougongError
-from dougong.hub.families.common import ACTIVATIONS, first_layer, read_activation, write_activation
+from dougong.hub.families.common import ACTIVATIONS, read_activation, write_activation
 from dougong.hub.families.reader import Reader
 from dougong.model.spec import ModelSpec
 
@@ -21,25 +21,104 @@ Given = dict[str, dict[str, Any]]
 _NOTHING = object()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A spec taken apart for writing: the first part of each kind, by name; None where no layer has one."""
+
+    family: str
+    spec: ModelSpec
+    held: Mapping[str, Any]
+
+    def kind_of(self, part: object, names: Iterable[str]) -> str | None:
+        """Which of these names of kinds the part of a layer is of."""
+        return next((name for name in names if type(part) is type(self.held[name])), None)
+
+    def find(self, place: str) -> Any:
+        """The field at a place, or _NOTHING where a part on the way is absent or has no such field."""
+        name, *rest = place.split(".")
+        value = self.held.get(name, _NOTHING)
+        for each in rest:
+            value = getattr(value, each, _NOTHING)
+        return value
+
+
+@runtime_checkable
+class Entry(Protocol):
+    """What a table holds: reads some keys into fields, and writes the keys from the fields."""
+
+    def read(self, config: Reader, given: Given) -> None:
+        """Raises DougongError for a key that must be there and is not, and for a value of the wrong kind."""
+        ...
+
+    def write(self, parts: Parts) -> dict[str, Any]: ...
+
+
 def _same(value: Any) -> Any:
     return value
 
 
+@final
 @dataclass(frozen=True)
 class Key:
     """One key of config.json.
 
     place  the field that it sets, or several, apart by spaces; written is the first that the model has
     usual  what a missing key means: a value, or a function of what was read before. None: the key must be there
-    also   an older name of the key
+    also   older names of the key, apart by spaces
     """
 
     name: str
     place: str
-    read: Callable[[Reader, str, Any], Any]
+    ask: Callable[[Reader, str, Any], Any]
     usual: Any = None
     also: str = ""
-    write: Callable[[Any], Any] = _same
+    tell: Callable[[Any], Any] = _same
+
+    def read(self, config: Reader, given: Given) -> None:
+        usual = self.usual(given) if callable(self.usual) else self.usual
+        known = [each for each in (self.name, *self.also.split()) if config.raw(each) is not None]
+        put(given, self.place, self.ask(config, (known or [self.name])[0], usual))
+
+    def write(self, parts: Parts) -> dict[str, Any]:
+        found = (value for place in self.place.split() if (value := parts.find(place)) is not _NOTHING)
+        value = next(found, _NOTHING)
+        return {} if value is _NOTHING else {self.name: self.tell(value)}
+
+
+@final
+@dataclass(frozen=True)
+class Keys:
+    """Keys that only together say something."""
+
+    ask: Callable[[Reader, Given], None] = lambda config, given: None
+    tell: Callable[[Parts], dict[str, Any]] = lambda parts: {}
+
+    def read(self, config: Reader, given: Given) -> None:
+        self.ask(config, given)
+
+    def write(self, parts: Parts) -> dict[str, Any]:
+        return self.tell(parts)
+
+
+def put(given: Given, places: str, value: Any) -> None:
+    """Set the fields at some places, apart by spaces."""
+    for place in places.split():
+        part, _, field = place.rpartition(".")
+        given.setdefault(part, {})[field] = value
+
+
+def change(given: Given, index: int | str, places: str, value: Any) -> None:
+    """Of one layer alone, fields of its "mixer" or of the "layer" itself."""
+    put(given.setdefault("changes", {}).setdefault(str(index), {}), places, value)
+
+
+def usually(keys: Iterable[Entry], usual: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """The keys with other meanings of missing ones, by place."""
+    keys = tuple(keys)
+    assert usual.keys() <= {key.place for key in keys if isinstance(key, Key)}
+    return tuple(
+        replace(key, usual=usual[key.place]) if isinstance(key, Key) and key.place in usual else key for key in keys
+    )
 
 
 def integer(name: str, place: str, usual: Any = None, least: int = 1, also: str = "") -> Key:
@@ -49,10 +128,10 @@ def integer(name: str, place: str, usual: Any = None, least: int = 1, also: str 
 def optional(name: str, place: str, usual: int | None = None) -> Key:
     """An integer; null, which is not a missing key, stands for none."""
 
-    def read(config: Reader, key: str, default: int | None) -> int | None:
+    def ask(config: Reader, key: str, default: int | None) -> int | None:
         return None if config.raw(key, default) is None else config.integer(key, default)
 
-    return Key(name, place, read, usual)
+    return Key(name, place, ask, usual)
 
 
 def number(name: str, place: str, usual: Any = None, also: str = "") -> Key:
@@ -77,75 +156,57 @@ def flag(name: str, place: str, usual: Any) -> Key:
     return Key(name, place, Reader.flag, usual)
 
 
+def window(name: str, place: str, usual: int | None = None) -> Key:
+    """Tokens that a layer sees; null is all."""
+    return Key(name, place, Reader.window, usual)
+
+
+def choice(name: str, place: str, usual: Any, meanings: Mapping[Any, Any]) -> Key:
+    """One of a few values, each of which stands for another in the spec."""
+
+    def ask(config: Reader, key: str, default: Any) -> Any:
+        if (value := config.raw(key, default)) not in meanings:
+            raise config.wrong(key, value, " or ".join(map(repr, meanings)))
+        return meanings[value]
+
+    spelled = {value: key for key, value in reversed([*meanings.items()])}
+    return Key(name, place, ask, usual, tell=lambda value: spelled.get(value, usual))
+
+
 def activation(name: str, place: str, usual: str, tanh: str = "gelu_pytorch_tanh") -> Key:
     """tanh: the family's name for the tanh approximation of GELU."""
 
-    def write(value: Any) -> str:
+    def tell(value: Any) -> str:
         return write_activation(value, tanh) if value in ACTIVATIONS.values() else usual  # `exact` refuses others
 
-    return Key(name, place, read_activation, usual, write=write)
+    return Key(name, place, read_activation, usual, tell=tell)
 
 
-@dataclass(frozen=True)
-class _Layers:
-    depth: int
+def repeated(**keys: str) -> Keys:
+    """Keys that repeat the fields at these places: DougongError where one says something else."""
+
+    def ask(config: Reader, given: Given) -> None:
+        for key, place in keys.items():
+            part, field = place.split(".")
+            if key in config and config.integer(key) != given[part][field]:
+                raise config.wrong(key, config.raw(key), f"{given[part][field]}, as the other keys say")
+
+    return Keys(ask)
 
 
-@dataclass(frozen=True)
-class Table:
-    """kinds: the classes of mixers and feed-forwards that the family's layers have, with a name for each."""
+def inside(name: str, *keys: Entry, said: Mapping[str, Any], silent: str = "") -> Keys:
+    """Keys under another key, as in a `Table`."""
 
-    kinds: Mapping[str, type]
-    keys: tuple[Key, ...]
+    def ask(config: Reader, given: Given) -> None:
+        inner = config.inside(name)
+        inner.pass_over(silent)
+        inner.only(**said)
+        for key in keys:
+            key.read(inner, given)
+        inner.refuse_rest()
 
-    def read(self, config: Reader, usual: Mapping[str, Any] | None = None) -> Given:
-        """`usual`: what missing keys mean, by place, where it differs from the table's. Raises DougongError for a key
-        that must be there and is not, and for a value of the wrong kind."""
-        usual = usual or {}
-        assert usual.keys() <= {key.place for key in self.keys}
-        given: Given = {}
-        for key in self.keys:
-            default = usual.get(key.place, key.usual)
-            default = default(given) if callable(default) else default
-            old = key.also and config.raw(key.also) is not None and config.raw(key.name) is None
-            value = key.read(config, key.also if old else key.name, default)
-            for place in key.place.split():
-                part, _, field = place.rpartition(".")
-                given.setdefault(part, {})[field] = value
-        return given
-
-    def write(self, family: str, spec: ModelSpec, **absent: Any) -> dict[str, Any]:
-        """The keys that `read` reads, from the first part of each kind. Where no layer has one, from `absent`'s, or
-        not at all: `common.exact` then sees whether what is usual gives the spec back.
-
-        Raises DougongError for a model without layers and for one with other parts.
-        """
-        parts, config = self._parts(family, spec, absent), {}
-        for key in self.keys:
-            found = [value for place in key.place.split() if (value := _follow(parts, place)) is not _NOTHING]
-            if found:
-                config[key.name] = key.write(found[0])
-        return config
-
-    def _parts(self, family: str, spec: ModelSpec, absent: Mapping[str, Any]) -> dict[str, Any]:
-        first, held = first_layer(family, spec), []
-        for slot, part in ((slot, getattr(layer, slot)) for layer in spec.layers for slot in ("mixer", "ffn")):
-            if not isinstance(part, tuple(self.kinds.values())):
-                known, kind = ", ".join(kind.__name__ for kind in self.kinds.values()), type(part).__name__
-                raise DougongError(f"{family} cannot express a {slot} of {kind}; its layers have {known}")
-            held.append(part)
-        kinds = {
-            name: next((part for part in held if isinstance(part, kind)), absent.get(name))
-            for name, kind in self.kinds.items()
-        }
-        whole = {"model": spec, "layers": _Layers(len(spec.layers)), "head": spec.head, "embedding": spec.embedding}
-        return {**whole, "layer": first, "norm": first.norm, **kinds}
+    return Keys(ask, lambda parts: {name: {**written(keys, parts), **said}})
 
 
-def _follow(parts: Mapping[str, Any], place: str) -> Any:
-    """The field at a place, or _NOTHING where a part on the way is absent or has no such field."""
-    name, *rest = place.split(".")
-    value = parts.get(name, _NOTHING)
-    for each in rest:
-        value = getattr(value, each, _NOTHING)
-    return value
+def written(keys: Iterable[Entry], parts: Parts) -> dict[str, Any]:
+    return {name: value for key in keys for name, value in key.write(parts).items()}

@@ -7,54 +7,41 @@ is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
-from dougong.hub.families.common import exact, read_decoder, read_layer_types
-from dougong.hub.families.gemma import NORM
-from dougong.hub.families.gemma2 import write_gemma
+from dougong.hub.families.fields import cap
+from dougong.hub.families.gemma import KINDS
+from dougong.hub.families.gemma2 import ACTIVATION, SANDWICH, SCALE
+from dougong.hub.families.layers import bias, decoder, local_layers
 from dougong.hub.families.names import SANDWICH_NORMS, llama_keys
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_two_ropes, write_layer_ropes
+from dougong.hub.families.rope import turns_by_window
+from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Embedding
 
 FAMILY = "gemma3_text"
-ARCHITECTURE = "Gemma3ForCausalLM"
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    reader.pass_over("cache_implementation")
-    bias = reader.flag("attention_bias", False)
-    every = reader.integer("sliding_window_pattern", reader.integer("_sliding_window_pattern", 6))
-    scale = reader.positive("query_pre_attn_scalar", 256) ** -0.5
-    spec = read_decoder(
-        reader,
-        context=131072,
-        kv_heads=4,
-        head_size=256,
-        bias=bias,
-        out_bias=bias,
-        qk_norm=True,
-        windows=read_layer_types(reader, 4096, full=lambda index: (index + 1) % every == 0),
-        ropes=lambda size, limit: read_two_ropes(reader, size, limit, 1e6, 1e4),
-        mixer={"scale": scale},
-        activation=("hidden_activation", "gelu_pytorch_tanh"),
-        norm=NORM,
-        wiring="sandwich",
-        tied=True,
-        softcap=reader.cap("final_logit_softcapping", None),
-    )
-    return replace(spec, embedding=Embedding(factor=spec.width**0.5))
+def _full(config: Reader, index: int) -> bool:
+    every = config.integer("sliding_window_pattern", config.integer("_sliding_window_pattern", 6))
+    return (index + 1) % every == 0
 
 
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = {**write_gemma(FAMILY, spec), **write_layer_ropes(FAMILY, spec)}
-    local = config["rope_parameters"]["sliding_attention"]["rope_theta"]
-    return exact(FAMILY, ARCHITECTURE, spec, {**config, "rope_local_base_freq": local}, from_config)
+TABLE = Table(
+    FAMILY,
+    "Gemma3ForCausalLM",
+    KINDS,
+    (
+        *decoder(131072, kv_heads=4, head_size=256, act=ACTIVATION, tied=True),
+        bias(),
+        SCALE,
+        cap("final_logit_softcapping", "head.softcap"),
+        local_layers(4096, _full),
+        turns_by_window(1e6, 1e4),
+    ),
+    always={**SANDWICH, "mixer.qk_norm": the_norm},
+    silent="cache_implementation",
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

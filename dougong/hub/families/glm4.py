@@ -5,16 +5,15 @@ Semantics: transformers' modeling_glm4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
-from dougong.hub.families.common import exact
-from dougong.hub.families.glm import glm_keys, read_glm, write_glm
+from dougong.hub.families import glm
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
 FAMILY = "glm4"
-ARCHITECTURE = "Glm4ForCausalLM"
+TABLE = replace(glm.TABLE, family=FAMILY, architecture="Glm4ForCausalLM", always={"layer.wiring": "sandwich"})
+from_config, to_config = TABLE.from_config, TABLE.to_config
 NORMS = {
     "input_layernorm": "mixer_norm",
     "post_self_attn_layernorm": "mixer_out_norm",
@@ -23,13 +22,5 @@ NORMS = {
 }
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    return read_glm(FAMILY, config, "sandwich")
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    return exact(FAMILY, ARCHITECTURE, spec, write_glm(FAMILY, spec), from_config)
-
-
 def keys(spec: ModelSpec) -> KeyMap:
-    return glm_keys(NORMS)
+    return glm.glm_keys(NORMS)

@@ -5,33 +5,51 @@ Semantics: transformers' modeling_gpt2. Its `reorder_and_upcast_attn` changes ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from dougong.hub.families.common import exact, expect
-from dougong.hub.families.fields import Table, activation, flag, integer, number, share
+from dougong.hub.families.fields import Given, Keys, Parts, activation, change, flag, integer, number, share
+from dougong.hub.families.layers import PLAIN, whole_heads
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.table import BIASES, LAYER_NORM, Table
 from dougong.hub.keymap import KeyMap
-from dougong.model.spec import LayerSpec, ModelSpec
-from dougong.parts.attention import Attention
-from dougong.parts.embedding import Embedding, Head
-from dougong.parts.feedforward import MLP
-from dougong.parts.norm import Norm
+from dougong.model.spec import ModelSpec
 from dougong.parts.position import Learned
 
 FAMILY = "gpt2"
-ARCHITECTURE = "GPT2LMHeadModel"
-KEYS = Table(
-    {"mixer": Attention, "ffn": MLP},
+
+
+def _scales(size: int, depth: int, by_size: bool, by_layer: bool) -> list[float | None]:
+    """What scores of each layer are multiplied by; None is the usual size^-1/2."""
+    if by_size and not by_layer:
+        return [None] * depth
+    return [(size**-0.5 if by_size else 1.0) / (index + 1 if by_layer else 1) for index in range(depth)]
+
+
+def _ask(config: Reader, given: Given) -> None:
+    by = config.flag("scale_attn_weights", True), config.flag("scale_attn_by_inverse_layer_idx", False)
+    for index, scale in enumerate(_scales(given["mixer"]["head_size"], given["layers"]["depth"], *by)):
+        change(given, index, "mixer.scale", scale)
+
+
+def _tell(parts: Parts) -> dict[str, Any]:
+    size, found = parts.find("mixer.head_size"), [getattr(layer.mixer, "scale", None) for layer in parts.spec.layers]
+    by = next((by for by in product((True, False), (False, True)) if found == _scales(size, len(found), *by)), ())
+    return dict(zip(("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), by, strict=False))
+
+
+TABLE = Table(
+    FAMILY,
+    "GPT2LMHeadModel",
+    {**PLAIN, "embedding.position": Learned},
     (
         integer("vocab_size", "model.vocab"),
-        integer("n_positions", "model.context", 1024),
+        integer("n_positions", "model.context embedding.position.size", 1024),
         integer("n_embd", "model.width"),
         integer("n_layer", "layers.depth"),
         integer("n_head", "mixer.heads mixer.kv_heads"),
+        whole_heads("n_head"),
         integer("n_inner", "ffn.hidden", lambda given: 4 * given["model"]["width"]),
         activation("activation_function", "ffn.activation", "gelu_new", tanh="gelu_new"),
         number("layer_norm_epsilon", "norm.eps", 1e-5),
@@ -39,41 +57,11 @@ KEYS = Table(
         share("resid_pdrop", "layer.dropout", 0.1),
         share("embd_pdrop", "embedding.dropout", 0.1),
         flag("tie_word_embeddings", "head.tied", True),
+        Keys(_ask, _tell),
     ),
+    always={**LAYER_NORM, **BIASES},
 )
-
-
-def _scale(size: int, index: int, by_size: bool, by_layer: bool) -> float | None:
-    """What scores of layer `index` are multiplied by; None is the usual size^-1/2."""
-    if by_size and not by_layer:
-        return None
-    return (size**-0.5 if by_size else 1.0) / (index + 1 if by_layer else 1)
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    given = KEYS.read(reader)
-    size = reader.head_size(given["model"]["width"], "n_head", given["mixer"]["heads"])
-    by_size = reader.flag("scale_attn_weights", True)
-    by_layer = reader.flag("scale_attn_by_inverse_layer_idx", False)
-    reader.refuse_rest()
-    norm = Norm("layer", bias=True, **given["norm"])
-    mixer = Attention(head_size=size, bias=True, out_bias=True, **given["mixer"])
-    layer = LayerSpec(mixer, MLP(bias=True, **given["ffn"]), norm, **given["layer"])
-    scales = (_scale(size, index, by_size, by_layer) for index in range(given["layers"]["depth"]))
-    layers = tuple(replace(layer, mixer=replace(mixer, scale=scale)) for scale in scales)
-    embedding = Embedding(Learned(given["model"]["context"]), **given["embedding"])
-    return ModelSpec(layers=layers, embedding=embedding, norm=norm, head=Head(**given["head"]), **given["model"])
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = KEYS.write(FAMILY, spec)
-    mixers = [expect(FAMILY, "mixer", layer.mixer, Attention) for layer in spec.layers]
-    size, scales = mixers[0].head_size, [mixer.scale for mixer in mixers]
-    for by_size, by_layer in product((True, False), (False, True)):
-        if scales == [_scale(size, index, by_size, by_layer) for index in range(len(scales))]:
-            config |= {"scale_attn_weights": by_size, "scale_attn_by_inverse_layer_idx": by_layer}
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 NORMS = {"ln_1": "mixer_norm", "ln_2": "ffn_norm"}

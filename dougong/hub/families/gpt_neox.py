@@ -6,90 +6,53 @@ Semantics: transformers' modeling_gpt_neox.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dougong.hub.families.common import attention_of, exact, respelled
-from dougong.hub.families.fields import Table, activation, flag, integer, number, share
-from dougong.hub.families.names import both, key_map, spelled
-from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_rope, rope_share, write_rope
+from dougong.hub.families.fields import Given, activation, choice, integer, share
+from dougong.hub.families.layers import PLAIN, bias, outer, whole_heads
+from dougong.hub.families.names import LLAMA_NORMS, MEGATRON, by_head, key_map, spelled
+from dougong.hub.families.rope import turns
+from dougong.hub.families.table import LAYER_NORM, Table
 from dougong.hub.keymap import KeyMap
-from dougong.hub.layouts import Groups
-from dougong.model.spec import LayerSpec, ModelSpec
-from dougong.parts.attention import Attention
-from dougong.parts.embedding import Embedding, Head
-from dougong.parts.feedforward import MLP
-from dougong.parts.norm import Norm
+from dougong.model.spec import ModelSpec
 
 FAMILY = "gpt_neox"
-ARCHITECTURE = "GPTNeoXForCausalLM"
-KEYS = Table(
-    {"mixer": Attention, "ffn": MLP},
+
+
+def _ffn_dropout(given: Given) -> float | None:
+    """Side by side, each output is dropped by itself, before they are added."""
+    return (given["layer"]["dropout"] or None) if given["layer"]["wiring"] == "parallel_norms" else None
+
+
+TABLE = Table(
+    FAMILY,
+    "GPTNeoXForCausalLM",
+    PLAIN,
     (
-        integer("vocab_size", "model.vocab"),
-        integer("hidden_size", "model.width"),
-        integer("max_position_embeddings", "model.context", 2048),
-        integer("num_hidden_layers", "layers.depth"),
+        *outer(context=2048, eps=1e-5, eps_key="layer_norm_eps"),
         integer("num_attention_heads", "mixer.heads mixer.kv_heads"),
-        flag("attention_bias", "mixer.bias mixer.out_bias", True),
+        whole_heads("num_attention_heads"),
+        bias(usual=True),
         share("attention_dropout", "mixer.dropout"),
+        turns(partial=0.25, theta_key="rotary_emb_base", share_key="rotary_pct"),
         integer("intermediate_size", "ffn.hidden"),
         activation("hidden_act", "ffn.activation", "gelu", tanh="gelu_new"),
-        number("layer_norm_eps", "norm.eps", 1e-5),
         share("hidden_dropout", "layer.dropout embedding.dropout"),
-        flag("tie_word_embeddings", "head.tied", False),
+        choice("use_parallel_residual", "layer.wiring", True, {True: "parallel_norms", False: "pre"}),
     ),
+    always={**LAYER_NORM, "ffn.bias": True, "layer.ffn_dropout": _ffn_dropout},
+    silent="classifier_dropout is_decoder",
 )
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, respelled(config, rotary_emb_base="rope_theta", rotary_pct="partial_rotary_factor"))
-    reader.pass_over("classifier_dropout is_decoder")
-    given = KEYS.read(reader)
-    size = reader.head_size(given["model"]["width"], "num_attention_heads", given["mixer"]["heads"])
-    rope = read_rope(reader, size, given["model"]["context"], partial=0.25)
-    mixer, ffn = Attention(head_size=size, position=rope, **given["mixer"]), MLP(bias=True, **given["ffn"])
-    norm = Norm("layer", bias=True, **given["norm"])
-    if reader.flag("use_parallel_residual", True):  # each output is dropped by itself, before they are added
-        layer = LayerSpec(
-            mixer, ffn, norm, "parallel_norms", ffn_dropout=given["layer"]["dropout"] or None, **given["layer"]
-        )
-    else:
-        layer = LayerSpec(mixer, ffn, norm, **given["layer"])
-    reader.refuse_rest()
-    layers, embedding = (layer,) * given["layers"]["depth"], Embedding(**given["embedding"])
-    return ModelSpec(layers=layers, embedding=embedding, norm=norm, head=Head(**given["head"]), **given["model"])
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config, mixer = KEYS.write(FAMILY, spec), attention_of(FAMILY, spec)
-    rope = write_rope(FAMILY, mixer.position)
-    config |= {
-        "rotary_emb_base": rope["rope_theta"],
-        "rotary_pct": rope_share(mixer),
-        "rope_scaling": rope["rope_scaling"],
-        "use_parallel_residual": spec.layers[0].wiring == "parallel_norms",
-    }
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
-
-
-NAMES = {
-    "input_layernorm": "mixer_norm",
-    "attention.dense": "mixer.o",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.dense_h_to_4h": "ffn.up",
-    "mlp.dense_4h_to_h": "ffn.down",
-}
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    in_turn = Groups((attention_of(FAMILY, spec).head_size,) * 3)
-    qkv = both("attention.query_key_value", "mixer.q", "mixer.k", "mixer.v", layout=in_turn)
+    layer = (
+        *spelled({**LLAMA_NORMS, **MEGATRON, "attention.dense": "mixer.o"}),
+        *by_head("attention.query_key_value", spec),
+    )
     return key_map(
         "gpt_neox.",
         "layers.{i}",
-        (*spelled(NAMES), *qkv),
+        layer,
         {"embed_in": "embedding", "final_layer_norm": "norm"},
         head="embed_out",
         tables=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),

@@ -7,20 +7,18 @@ and normalises each group alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from dougong.hub.families.common import exact
-from dougong.hub.families.fields import Key, Table, activation, flag, integer
-from dougong.hub.families.mamba import OUTSIDE, backbone, build, check_repeated, write
+from dougong.hub.families.fields import Given, Key, Keys, activation, flag, integer, repeated, usually
 from dougong.hub.families.names import spelled
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.ssm import OUTSIDE, WITHOUT_EFFECT, backbone, expand
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec
 from dougong.parts.ssd import Mamba2
 
 FAMILY = "mamba2"
-ARCHITECTURE = "Mamba2ForCausalLM"
 INFINITY = {"__float__": "Infinity"}
 
 
@@ -43,40 +41,38 @@ def _write_steps(steps: tuple[float, float | None]) -> list[Any]:
     return [steps[0], INFINITY if steps[1] is None else steps[1]]
 
 
-KEYS = Table(
-    {"mixer": Mamba2, "no feed-forward": type(None)},
+def _check(config: Reader, given: Given) -> None:
+    heads, size, groups = (given["mixer"][name] for name in ("heads", "head_size", "groups"))
+    if heads * size != (inner := given["mixer"].pop("inner")):
+        raise config.wrong("num_heads", heads, f"expand times hidden_size, {inner}, over head_dim, {size}")
+    if heads % groups:
+        raise config.wrong("n_groups", groups, f"a divisor of num_heads, {heads}")
+
+
+TABLE = Table(
+    FAMILY,
+    "Mamba2ForCausalLM",
+    {"mixer": Mamba2},
     (
-        *OUTSIDE,
+        *usually(OUTSIDE, {"model.vocab": 32768, "model.width": 4096, "layers.depth": 64, "head.tied": False}),
         integer("num_heads", "mixer.heads", 128),
         integer("head_dim", "mixer.head_size", 64),
         integer("n_groups", "mixer.groups mixer.norm_groups", 8),
+        expand("expand", "mixer"),
+        repeated(intermediate_size="mixer.inner"),
+        Keys(_check),
         integer("state_size", "mixer.state", 128),
         integer("conv_kernel", "mixer.kernel", 4),
         flag("use_bias", "mixer.bias", False),
         flag("use_conv_bias", "mixer.conv_bias", True),
         activation("hidden_act", "mixer.activation", "silu"),
-        Key("time_step_limit", "mixer.steps", _read_steps, write=_write_steps),
+        Key("time_step_limit", "mixer.steps", _read_steps, tell=_write_steps),
     ),
+    always={"mixer.eps": lambda given: given["norm"]["eps"]},
+    said={"rms_norm": True},
+    silent=f"norm_before_gate time_step_rank {WITHOUT_EFFECT}",
 )
-USUAL = {"model.vocab": 32768, "model.width": 4096, "layers.depth": 64, "head.tied": False}
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    given = KEYS.read(reader, USUAL)
-    heads, size, groups = (given["mixer"][name] for name in ("heads", "head_size", "groups"))
-    inner = reader.integer("expand", 2) * given["model"]["width"]
-    if heads * size != inner:
-        raise reader.wrong("num_heads", heads, f"expand times hidden_size, {inner}, over head_dim, {size}")
-    if heads % groups:
-        raise reader.wrong("n_groups", groups, f"a divisor of num_heads, {heads}")
-    check_repeated(reader, {"intermediate_size": inner})
-    reader.pass_over("norm_before_gate time_step_rank")
-    return build(reader, given, Mamba2(eps=given["norm"]["eps"], **given["mixer"]))
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    return exact(FAMILY, ARCHITECTURE, spec, write(FAMILY, KEYS, spec), from_config)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

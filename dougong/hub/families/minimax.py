@@ -6,7 +6,7 @@ Semantics: transformers' modeling_minimax. Its files hold tables of decays, made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,78 +15,48 @@ import torch
 from torch import Tensor
 
 from dougong.base import DougongError
-from dougong.hub.families.common import exact
-from dougong.hub.families.fields import Given, Key, Table, activation, flag, integer, number, share
+from dougong.hub.families.fields import Given, Keys, Parts, activation, change, integer, share, window
+from dougong.hub.families.layers import FULL, LINEAR, outer, pattern, quotient
 from dougong.hub.families.names import LLAMA_NORMS, both, by_mixer, key_map, named, spelled
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_rope, write_rope
-from dougong.hub.families.sparse import NUMBERED, expert_names
+from dougong.hub.families.rope import turns
+from dougong.hub.families.sparse import ALL_SPARSE, NUMBERED, expert_names
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
 from dougong.hub.layouts import Groups
-from dougong.model.spec import LayerSpec, ModelSpec
+from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
 from dougong.parts.decay import FixedDecay
-from dougong.parts.embedding import Head
-from dougong.parts.experts import MoE
 from dougong.parts.linear_attention import LinearAttention
 from dougong.parts.norm import Norm
-from dougong.parts.router import TopK
 
 FAMILY = "minimax"
-ARCHITECTURE = "MiniMaxForCausalLM"
-ATTENTION, LIGHTNING = "full_attention", "linear_attention"
-KEYS = Table(
-    {"attention": Attention, "lightning": LinearAttention, "experts": MoE},
-    (
-        integer("vocab_size", "model.vocab"),
-        integer("hidden_size", "model.width"),
-        integer("max_position_embeddings", "model.context", 131072),
-        integer("num_hidden_layers", "layers.depth", 32),
-        number("rms_norm_eps", "norm.eps", 1e-5),
-        flag("tie_word_embeddings", "head.tied", False),
-        integer("num_attention_heads", "attention.heads lightning.heads", 32),
-        integer("num_key_value_heads", "attention.kv_heads", 8),
-        integer(
-            "head_dim",
-            "attention.head_size lightning.key_size lightning.value_size",
-            lambda given: given["model"]["width"] // given["attention"]["heads"],
-        ),
-        Key("sliding_window", "attention.window", Reader.window),
-        share("attention_dropout", "attention.dropout"),
-        activation("hidden_act", "experts.activation lightning.feature lightning.value_feature", "silu"),
-        integer("block_size", "lightning.chunk", 256),
-        integer("num_local_experts", "experts.experts", 8),
-        integer("num_experts_per_tok", "experts.top_k", 2),
-        integer("intermediate_size", "experts.hidden", 14336),
-    ),
-)
+SIDES = {"mixer": "full_attn", "lightning": "linear_attn"}  # the beginnings of keys for factors of the residual path
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    reader.pass_over("router_aux_loss_coef")  # training's business
-    given = KEYS.read(reader)
-    depth, norm = given["layers"]["depth"], Norm("rms", **given["norm"])
-    position = read_rope(reader, given["attention"]["head_size"], given["model"]["context"], theta=1000000.0)
-    attention = Attention(position=position, **given["attention"])
-    ffn = MoE(router=TopK(), **given["experts"])
-    scales = {name: _factors(reader, name) for name in ("full_attn", "linear_attn", "mlp")}
-
-    def layer(index: int, kind: str) -> LayerSpec:
-        mixer, name = (attention, "full_attn") if kind == ATTENTION else (_lightning(given, index), "linear_attn")
-        return LayerSpec(mixer, ffn, norm, "through", mixer_scale=scales[name], ffn_scale=scales["mlp"])
-
-    usual = [LIGHTNING if index % 2 else ATTENTION for index in range(depth)]
-    kinds = reader.kinds("layer_types", (ATTENTION, LIGHTNING), usual)
-    reader.refuse_rest()
-    layers = tuple(layer(index, kind) for index, kind in enumerate(kinds))
-    return ModelSpec(layers=layers, norm=norm, head=Head(**given["head"]), **given["model"])
+def _in_turn(config: Reader, given: Given) -> list[str]:
+    return [[*SIDES][index % 2] for index in range(given["layers"]["depth"])]
 
 
-def _lightning(given: Given, index: int) -> LinearAttention:
-    fields, depth = given["lightning"], given["layers"]["depth"]
-    decay = FixedDecay.slopes(fields["heads"], part_of_slopes(index, depth))
-    return LinearAttention(decay=decay, norm=Norm(), norm_over="all", gate="sigmoid", **fields)
+def _ask(config: Reader, given: Given) -> None:
+    """What each layer has of its own: its factors, and the decay of lightning attention."""
+    factors = {
+        name: (config.number(f"{name}_alpha_factor", 1.0), config.number(f"{name}_beta_factor", 1.0))
+        for name in (*SIDES.values(), "mlp")
+    }
+    given["layer"] = {"wiring": "through", "ffn_scale": factors["mlp"]}
+    depth, heads = given["layers"]["depth"], given["lightning"]["heads"]
+    for index, kind in enumerate(given["layers"]["mixers"]):
+        change(given, index, "layer.mixer_scale", factors[SIDES[kind]])
+        if kind == "lightning":
+            change(given, index, "mixer.decay", FixedDecay.slopes(heads, part_of_slopes(index, depth)))
+
+
+def _tell(parts: Parts) -> dict[str, Any]:
+    factors = {SIDES[parts.kind_of(layer.mixer, SIDES) or "mixer"]: layer.mixer_scale for layer in parts.spec.layers}
+    factors["mlp"] = parts.spec.layers[0].ffn_scale
+    pairs = (zip(("alpha", "beta"), each, strict=True) for each in factors.values())
+    return {f"{name}_{side}_factor": value for name, pair in zip(factors, pairs, strict=True) for side, value in pair}
 
 
 def part_of_slopes(index: int, depth: int) -> float:
@@ -94,20 +64,30 @@ def part_of_slopes(index: int, depth: int) -> float:
     return 1 - index / (depth - 1 + 1e-5) + 1e-5
 
 
-def _factors(config: Reader, name: str) -> tuple[float, float]:
-    return config.number(f"{name}_alpha_factor", 1.0), config.number(f"{name}_beta_factor", 1.0)
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config, kinds, scales = KEYS.write(FAMILY, spec), [], {"mlp": spec.layers[0].ffn_scale}
-    for layer in spec.layers:
-        attends = isinstance(layer.mixer, Attention)
-        kinds.append(ATTENTION if attends else LIGHTNING)
-        scales["full_attn" if attends else "linear_attn"] = layer.mixer_scale
-        config |= write_rope(FAMILY, layer.mixer.position) if isinstance(layer.mixer, Attention) else {}
-    for name, (kept, added) in scales.items():
-        config |= {f"{name}_alpha_factor": kept, f"{name}_beta_factor": added}
-    return exact(FAMILY, ARCHITECTURE, spec, {**config, "layer_types": kinds}, from_config)
+TABLE = Table(
+    FAMILY,
+    "MiniMaxForCausalLM",
+    {**ALL_SPARSE, "lightning": LinearAttention},
+    (
+        *outer(depth=32, context=131072, eps=1e-5),
+        integer("num_attention_heads", "mixer.heads lightning.heads", 32),
+        integer("num_key_value_heads", "mixer.kv_heads", 8),
+        integer("head_dim", "mixer.head_size lightning.key_size lightning.value_size", quotient("mixer")),
+        window("sliding_window", "mixer.window"),
+        share("attention_dropout", "mixer.dropout"),
+        turns(theta=1000000.0),
+        activation("hidden_act", "experts.activation lightning.feature lightning.value_feature", "silu"),
+        integer("block_size", "lightning.chunk", 256),
+        integer("num_local_experts", "experts.experts", 8),
+        integer("num_experts_per_tok", "experts.top_k", 2),
+        integer("intermediate_size", "experts.hidden", 14336),
+        pattern("layer_types", "mixers", {FULL: "mixer", LINEAR: "lightning"}, _in_turn),
+        Keys(_ask, _tell),
+    ),
+    always={"lightning.norm": Norm(), "lightning.norm_over": "all", "lightning.gate": "sigmoid"},
+    silent="router_aux_loss_coef",  # training's business
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

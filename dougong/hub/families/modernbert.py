@@ -7,21 +7,27 @@ neighbourhood of each token, every third the whole text, each kind with a rotati
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.common import (
-    ACTIVATIONS,
-    KINDS,
-    exact,
-    read_activation,
+from dougong.hub.families.common import exact
+from dougong.hub.families.encoders import MASKED
+from dougong.hub.families.fields import Given, Keys, Parts, activation, change, choice, flag, integer, share
+from dougong.hub.families.layers import (
+    FULL,
+    GATED,
+    LOCAL,
+    bias,
+    outer,
+    put_windows,
+    whole_heads,
     windows_of,
-    write_activation,
     write_layer_types,
 )
-from dougong.hub.families.fields import Table, activation, flag, integer, number, share
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import read_rope, write_layer_ropes
+from dougong.hub.families.table import Table, the_norm
 from dougong.hub.families.tasks import (
     BARE,
     CLASSES,
@@ -33,105 +39,89 @@ from dougong.hub.families.tasks import (
     write_task,
 )
 from dougong.hub.keymap import KeyMap
-from dougong.model.spec import LayerSpec, ModelSpec
-from dougong.parts.attention import Attention
-from dougong.parts.embedding import Embedding, Head, Transform
-from dougong.parts.feedforward import GatedMLP
-from dougong.parts.heads import Classifier
-from dougong.parts.norm import Norm
-from dougong.parts.rope import Rope
+from dougong.model.spec import ModelSpec
+from dougong.parts.embedding import Transform
 
 FAMILY = "modernbert"
 NAME = "ModernBert"
-MASKED = "ForMaskedLM"
-FULL, LOCAL = KINDS
 THETA = {FULL: ("global_rope_theta", 160000.0), LOCAL: ("local_rope_theta", 10000.0)}
-# How files were trained or are run, not what they compute.
-RUN = """initializer_cutoff_factor deterministic_flash_attn sparse_prediction sparse_pred_ignore_index reference_compile
-         repad_logits_with_grad cls_token_id layer_norm_eps position_embedding_type"""
-KEYS = Table(
-    {"mixer": Attention, "ffn": GatedMLP},
+
+
+def _ask_layers(config: Reader, given: Given) -> None:
+    """Windows and rotations. local_attention counts both sides, a window one. Rotations are in `rope_parameters`, by
+    kind, or in the keys of transformers 4."""
+    every, size = config.integer("global_attn_every_n_layers", 3), config.integer("local_attention", 128) // 2 + 1
+    put_windows(config, given, size, lambda index: index % every == 0)
+    nested, everywhere = config.raw("rope_parameters") or {}, config.raw("rope_scaling") or {}
+    ropes = {}
+    for kind, (theta, usual) in THETA.items():
+        inner = {"rope_theta": config.positive(theta, usual), **(nested.get(kind) or {}), **everywhere}
+        reader = Reader(FAMILY, {"rope_parameters": inner})
+        ropes[kind] = read_rope(reader, given["mixer"]["head_size"], given["model"]["context"])
+    for index, each in given["changes"].items():
+        change(given, index, "mixer.position", ropes[LOCAL if each["mixer"]["window"] else FULL])
+    change(given, 0, "layer.first_norm", False)
+
+
+def _tell_layers(parts: Parts) -> dict[str, Any]:
+    ropes = write_layer_ropes(FAMILY, parts.spec)["rope_parameters"]
+    return {
+        "local_attention": 2 * (next(filter(None, windows_of(parts.spec)), 65) - 1),
+        **write_layer_types(parts.spec),
+        **{old: ropes[kind]["rope_theta"] for kind, (old, _) in THETA.items()},
+        "rope_parameters": ropes,
+    }
+
+
+def _ffn_dropout(given: Given) -> float | None:
+    return 0.0 if given["layer"]["dropout"] else None  # the feed-forward has its own
+
+
+TABLE = Table(
+    FAMILY,
+    NAME,
+    GATED,
     (
-        integer("vocab_size", "model.vocab", 50368),
-        integer("hidden_size", "model.width", 768),
-        integer("max_position_embeddings", "model.context", 8192),
-        integer("num_hidden_layers", "layers.depth", 22),
-        number("norm_eps", "norm.eps", 1e-5),
+        *outer(50368, 768, 22, 8192, 1e-5, tied=True, eps_key="norm_eps"),
         flag("norm_bias", "norm.bias", False),
         integer("num_attention_heads", "mixer.heads mixer.kv_heads", 12),
-        flag("attention_bias", "mixer.bias mixer.out_bias", False),
+        whole_heads("num_attention_heads"),
+        bias(),
         share("attention_dropout", "mixer.dropout layer.dropout"),
         integer("intermediate_size", "ffn.hidden", 1152),
         activation("hidden_activation", "ffn.activation", "gelu"),
         flag("mlp_bias", "ffn.bias", False),
         share("mlp_dropout", "ffn.dropout"),
         share("embedding_dropout", "embedding.dropout"),
-        flag("tie_word_embeddings", "head.tied", True),
         flag("decoder_bias", "head.bias", True),
+        Keys(_ask_layers, _tell_layers),
+        activation("classifier_activation", "transform.activation", "gelu"),
+        flag("classifier_bias", "transform.bias", False),
+        choice("classifier_pooling", "task.at", "cls", {"cls": "first", "mean": "mean"}),
     ),
+    always={"norm.kind": "layer", "embedding.norm": the_norm, "model.causal": False, "layer.ffn_dropout": _ffn_dropout},
+    # How files were trained or are run, not what they compute.
+    silent="""initializer_cutoff_factor deterministic_flash_attn sparse_prediction sparse_pred_ignore_index
+              reference_compile repad_logits_with_grad cls_token_id layer_norm_eps position_embedding_type""",
 )
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = Reader(FAMILY, config)
-    reader.pass_over(RUN)
-    given = KEYS.read(reader)
-    size = reader.head_size(given["model"]["width"], "num_attention_heads", given["mixer"]["heads"])
-    norm, ffn = Norm("layer", **given["norm"]), GatedMLP(**given["ffn"])
-    window = reader.integer("local_attention", 128) // 2 + 1  # local_attention counts both sides, the window one
-    ropes = {kind: _read_rope(reader, kind, size, given["model"]["context"]) for kind in KINDS}
-    apart = 0.0 if given["layer"]["dropout"] else None  # the feed-forward has its own
-
-    def layer(index: int, kind: str) -> LayerSpec:
-        seen = window if kind == LOCAL else None
-        mixer = Attention(head_size=size, position=ropes[kind], window=seen, **given["mixer"])
-        return LayerSpec(mixer, ffn, norm, first_norm=index > 0, ffn_dropout=apart, **given["layer"])
-
-    every, depth = reader.integer("global_attn_every_n_layers", 3), given["layers"]["depth"]
-    kinds = reader.kinds("layer_types", KINDS, [LOCAL if index % every else FULL for index in range(depth)])
-    act, bias = read_activation(reader, "classifier_activation", "gelu"), reader.flag("classifier_bias", False)
-    transform, at = Transform(act, norm, bias), reader.raw("classifier_pooling", "cls")
-    if at not in ("cls", "mean"):
-        raise reader.wrong("classifier_pooling", at, "'cls' or 'mean'")
+    given = TABLE.read(reader)
+    body = TABLE.model(reader, given)
+    transform = Transform(norm=body.layers[0].norm, **given["transform"])
     kind = read_architecture(reader, NAME, (MASKED, BARE, CLASSES, TOKENS, SPAN), MASKED)
-    classifier = {"at": "first" if at == "cls" else "mean", "transform": transform}
+    classifier = {"transform": transform, **given["task"]}
     task = read_task(reader, kind, read_dropout(reader, 0.0), classifier, transform)
     reader.refuse_rest()
-    return ModelSpec(
-        layers=tuple(layer(index, kind) for index, kind in enumerate(kinds)),
-        embedding=Embedding(norm=norm, **given["embedding"]),
-        norm=norm,
-        head=Head(transform=transform, **given["head"]) if kind == MASKED else None,
-        causal=False,
-        task=task,
-        **given["model"],
-    )
-
-
-def _read_rope(reader: Reader, kind: str, size: int, context: int) -> Rope:
-    """The rotation of one kind of layer: in `rope_parameters`, by kind, or in the keys of transformers 4."""
-    given, everywhere = reader.raw("rope_parameters") or {}, reader.raw("rope_scaling") or {}
-    inner = {**(given.get(kind) or {}), **everywhere}
-    inner.setdefault("rope_theta", reader.positive(*THETA[kind]))
-    return read_rope(Reader(FAMILY, {"rope_parameters": inner}), size, context)
+    assert body.head is not None
+    return replace(body, head=replace(body.head, transform=transform) if kind == MASKED else None, task=task)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
     kind, keys = write_task(FAMILY, spec, MASKED)
-    config = {**KEYS.write(FAMILY, spec), **write_layer_types(spec), **keys}
-    ropes = write_layer_ropes(FAMILY, spec)["rope_parameters"]
-    config |= {
-        "local_attention": 2 * (next(filter(None, windows_of(spec)), 65) - 1),
-        **{old: ropes[each]["rope_theta"] for each, (old, _) in THETA.items()},
-        "rope_parameters": ropes,
-    }
-    if isinstance(spec.task, Classifier):
-        config["classifier_pooling"] = "mean" if spec.task.at == "mean" else "cls"
-    if (transform := getattr(spec.head or spec.task, "transform", None)) is not None:
-        named = transform.activation in ACTIVATIONS.values()
-        config["classifier_activation"] = write_activation(transform.activation) if named else "gelu"
-        config["classifier_bias"] = transform.bias
-    return exact(FAMILY, NAME + kind, spec, config, from_config)
+    return exact(FAMILY, NAME + kind, spec, {**TABLE.write(spec), **keys}, from_config)
 
 
 LAYER = {

@@ -8,76 +8,48 @@ queries and keys, prefixes, biases, scaled logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from dougong.hub.families.common import exact
-from dougong.hub.families.fields import Table, cap, flag, integer, number, positive, share
+from dougong.hub.families.fields import cap, choice, flag, inside, integer, number, positive, share
+from dougong.hub.families.layers import PLAIN, whole_heads
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
-from dougong.model.spec import LayerSpec, ModelSpec
-from dougong.parts.attention import Attention
-from dougong.parts.embedding import Embedding, Head
-from dougong.parts.feedforward import MLP
-from dougong.parts.norm import Norm
+from dougong.model.spec import ModelSpec
 from dougong.parts.position import Alibi
 
 FAMILY = "mpt"
-ARCHITECTURE = "MptForCausalLM"
-KINDS = {"mixer": Attention, "ffn": MLP}
-KEYS = Table(
-    KINDS,
+# transformers holds dropout for an integer; so is alibi_bias_max, and `exact` refuses another.
+ATTENTION = (
+    replace(share("attn_pdrop", "mixer.dropout layer.dropout"), tell=lambda value: value or 0),
+    replace(positive("alibi_bias_max", "mixer.position.strongest", 8), tell=round),
+    replace(number("clip_qkv", "mixer.clip", 0.0), ask=lambda *given: Reader.number(*given) or None),
+    cap("softmax_scale", "mixer.scale"),
+)
+NORMS = dict.fromkeys(("low_precision_layernorm", "layernorm"), "layer")
+TABLE = Table(
+    FAMILY,
+    "MptForCausalLM",
+    {**PLAIN, "mixer.position": Alibi},
     (
         integer("vocab_size", "model.vocab"),
         integer("d_model", "model.width", also="hidden_size"),
         integer("n_layers", "layers.depth", also="num_hidden_layers"),
         integer("n_heads", "mixer.heads mixer.kv_heads", also="num_attention_heads"),
+        whole_heads("n_heads"),
         integer("max_seq_len", "model.context", 2048),
         number("layer_norm_epsilon", "norm.eps", 1e-5),
+        choice("norm_type", "norm.kind", "low_precision_layernorm", NORMS),
         flag("tie_word_embeddings", "head.tied", True),
+        inside("attn_config", *ATTENTION, said={"alibi": True, "attn_type": "multihead_attention"}, silent="attn_impl"),
     ),
-)
-# Under attn_config. transformers holds dropout for an integer; so is alibi_bias_max, and `exact` refuses another.
-ATTENTION = Table(
-    KINDS,
-    (
-        replace(share("attn_pdrop", "mixer.dropout layer.dropout"), write=lambda value: value or 0),
-        replace(positive("alibi_bias_max", "mixer.position.strongest", 8), write=round),
-        replace(number("clip_qkv", "mixer.clip", 0.0), read=lambda *given: Reader.number(*given) or None),
-        cap("softmax_scale", "mixer.scale"),
-    ),
-)
-SAID = {"no_bias": True, "expansion_ratio": 4}
-SAID_OF_ATTENTION = {"alibi": True, "attn_type": "multihead_attention"}
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
+    always={"ffn.hidden": lambda given: 4 * given["model"]["width"]},
+    said={"no_bias": True, "expansion_ratio": 4, "embedding_fraction": 1.0},
     # With ALiBi no positions are learned, whatever learned_pos_emb says.
-    reader.pass_over("learned_pos_emb init_config init_device tokenizer_name verbose emb_pdrop resid_pdrop")
-    reader.only(**SAID, embedding_fraction=1.0)
-    if (kind := reader.raw("norm_type", "low_precision_layernorm")) not in ("low_precision_layernorm", "layernorm"):
-        raise reader.wrong("norm_type", kind, "layernorm or low_precision_layernorm")
-    given, inner = KEYS.read(reader), reader.inside("attn_config")
-    inner.pass_over("attn_impl")
-    inner.only(**SAID_OF_ATTENTION)
-    more = ATTENTION.read(inner)
-    inner.refuse_rest()
-    reader.refuse_rest()
-    width = given["model"]["width"]
-    size = reader.head_size(width, "n_heads", given["mixer"]["heads"])
-    mixer = Attention(head_size=size, position=Alibi(**more["mixer.position"]), **given["mixer"], **more["mixer"])
-    norm = Norm("layer", **given["norm"])
-    layers = (LayerSpec(mixer, MLP(4 * width, "gelu"), norm, **more["layer"]),) * given["layers"]["depth"]
-    return ModelSpec(layers=layers, embedding=Embedding(), norm=norm, head=Head(**given["head"]), **given["model"])
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    inner = {**ATTENTION.write(FAMILY, spec), **SAID_OF_ATTENTION}
-    config = {**KEYS.write(FAMILY, spec), **SAID, "attn_config": inner}
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+    silent="learned_pos_emb init_config init_device tokenizer_name verbose emb_pdrop resid_pdrop",
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 NAMES = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dougong.hub.keymap import CONCAT, LAYER, KeyMap, Rule
-from dougong.hub.layouts import Layout
+from dougong.hub.layouts import Groups, Layout
 from dougong.model.spec import ModelSpec
 
 LLAMA_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
@@ -112,6 +112,16 @@ def llama_keys(
         tables=("self_attn.rotary_emb.inv_freq",),
     )
     return replace(keys, constants=(*keys.constants, "model.rotary_emb.inv_freq"))
+
+
+# Of programs that descend from Megatron-LM.
+MEGATRON = {"mlp.dense_h_to_4h": "ffn.up", "mlp.dense_4h_to_h": "ffn.down"}
+
+
+def by_head(foreign: str, spec: ModelSpec) -> tuple[Rule, Rule]:
+    """Queries, keys and values of each head in turn, in one matrix."""
+    sizes = (getattr(spec.layers[0].mixer, "head_size", 1),) * 3
+    return both(foreign, "mixer.q", "mixer.k", "mixer.v", layout=Groups(sizes))
 
 
 LLAMA_KEYS = llama_keys()

@@ -8,50 +8,35 @@ scores, which do not mind the order of coordinates, stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
-from dougong.hub.families.common import attention_of, exact, expect, read_decoder, write_decoder
+from dougong.hub.families.common import attention_of
+from dougong.hub.families.fields import activation, cap
+from dougong.hub.families.layers import PLAIN, bias, decoder
 from dougong.hub.families.names import both, llama_keys, named
-from dougong.hub.families.reader import Reader
+from dougong.hub.families.rope import turns
+from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.hub.layouts import Permuted
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Embedding, Head
-from dougong.parts.feedforward import MLP
-from dougong.parts.norm import Norm
 
 FAMILY = "nanochat"
-ARCHITECTURE = "NanoChatForCausalLM"
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    bias = reader.flag("attention_bias", False)
-    spec = read_decoder(
-        reader,
-        context=2048,
-        bias=bias,
-        out_bias=bias,
-        qk_norm=True,
-        mixer={"qk_norm_after_turn": True},
-        ffn=MLP,
-        activation=("hidden_act", "relu2"),
-        norm=Norm("rms", 1e-6, weight=False),
-        softcap=reader.cap("final_logit_softcapping", 15.0),
-    )
-    return replace(spec, embedding=Embedding(norm=spec.norm))
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    mixer = attention_of(FAMILY, spec)
-    config = {
-        **write_decoder(FAMILY, spec, MLP),
-        "attention_bias": mixer.bias,
-        "final_logit_softcapping": expect(FAMILY, "head", spec.head, Head).softcap,
-    }
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+TABLE = Table(
+    FAMILY,
+    "NanoChatForCausalLM",
+    PLAIN,
+    (
+        *decoder(2048, act=activation("hidden_act", "ffn.activation", "relu2")),
+        bias(),
+        cap("final_logit_softcapping", "head.softcap", 15.0),
+        turns(),
+    ),
+    always={
+        "norm.weight": False,
+        "embedding.norm": the_norm,
+        "mixer.qk_norm": the_norm,
+        "mixer.qk_norm_after_turn": True,
+    },
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

@@ -5,43 +5,20 @@ Semantics: transformers' modeling_olmo2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dougong.hub.families.common import attention_of, exact, read_decoder, write_decoder
+from dougong.hub.families.layers import GATED, bias, decoder
 from dougong.hub.families.names import llama_keys
-from dougong.hub.families.reader import Reader
+from dougong.hub.families.rope import turns
+from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.norm import Norm
 
 FAMILY = "olmo2"
-ARCHITECTURE = "Olmo2ForCausalLM"
 OUTPUT_NORMS = {"post_attention_layernorm": "mixer_norm", "post_feedforward_layernorm": "ffn_norm"}
-
-
-def read_olmo(reader: Reader, **more: Any) -> ModelSpec:
-    bias = reader.flag("attention_bias", False)
-    return read_decoder(
-        reader,
-        context=2048,
-        bias=bias,
-        out_bias=bias,
-        qk_norm=True,
-        mixer={"qk_norm_over": "projection"},
-        norm=Norm("rms", 1e-5),
-        wiring="output",
-        **more,
-    )
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    return read_olmo(Reader(FAMILY, config))
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = {**write_decoder(FAMILY, spec), "attention_bias": attention_of(FAMILY, spec).bias}
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+KINDS = GATED
+KEYS = (*decoder(2048, eps=1e-5), bias())
+ALWAYS = {"mixer.qk_norm": the_norm, "mixer.qk_norm_over": "projection", "layer.wiring": "output"}
+TABLE = Table(FAMILY, "Olmo2ForCausalLM", KINDS, (*KEYS, turns()), always=ALWAYS)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

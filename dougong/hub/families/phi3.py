@@ -6,49 +6,47 @@ Semantics: transformers' modeling_phi3, which passes over `embd_pdrop`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.common import attention_of, exact, read_decoder, write_decoder
+from dougong.hub.families.fields import Given, Keys, Parts, share, window
+from dougong.hub.families.layers import GATED, decoder
 from dougong.hub.families.names import llama_keys, named
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_rope
+from dougong.hub.families.rope import turns
+from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.norm import Norm
-from dougong.parts.rope import LongRope, Rope
+from dougong.parts.rope import LongRope
 
 FAMILY = "phi3"
-ARCHITECTURE = "Phi3ForCausalLM"
 ORIGINAL = 4096
 """Tokens of the original model, where the config does not say."""
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, {"original_max_position_embeddings": ORIGINAL, **config})
-    reader.raw("original_max_position_embeddings")
-    window, dropout = reader.window(), reader.share("resid_pdrop")
-    spec = read_decoder(
-        reader,
-        context=4096,
-        windows=lambda depth: (window,) * depth,
-        ropes=lambda size, limit: read_rope(reader, size, limit, partial=1.0),
-        norm=Norm("rms", 1e-5),
-    )
-    return replace(spec, layers=tuple(replace(layer, dropout=dropout) for layer in spec.layers))
+def _ask(config: Reader, given: Given) -> None:
+    config.fill("original_max_position_embeddings", ORIGINAL)
+    config.pass_over("original_max_position_embeddings")
 
 
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    mixer = attention_of(FAMILY, spec)
-    scaling = mixer.position.scaling if isinstance(mixer.position, Rope) else None
-    config = {
-        **write_decoder(FAMILY, spec, partial="partial_rotary_factor"),
-        "original_max_position_embeddings": scaling.original if isinstance(scaling, LongRope) else ORIGINAL,
-        "sliding_window": mixer.window,
-        "resid_pdrop": spec.layers[0].dropout,
-    }
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+def _tell(parts: Parts) -> dict[str, Any]:
+    scaling = getattr(parts.find("mixer.position"), "scaling", None)
+    original = scaling.original if isinstance(scaling, LongRope) else ORIGINAL
+    return {"original_max_position_embeddings": original}
+
+
+TABLE = Table(
+    FAMILY,
+    "Phi3ForCausalLM",
+    GATED,
+    (
+        *decoder(4096, eps=1e-5),
+        window("sliding_window", "mixer.window"),
+        share("resid_pdrop", "layer.dropout"),
+        Keys(_ask, _tell),
+        turns(partial=1.0),
+    ),
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

@@ -5,44 +5,22 @@ Semantics: transformers' modeling_qwen3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dougong.hub.families.common import (
-    LLAMA_KEYS,
-    attention_of,
-    exact,
-    read_decoder,
-    read_windows,
-    write_decoder,
-    write_windows,
-)
-from dougong.hub.families.reader import Reader
+from dougong.hub.families.layers import GATED, bias, decoder, qwen_windows
+from dougong.hub.families.names import LLAMA_KEYS
+from dougong.hub.families.rope import turns
+from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
 FAMILY = "qwen3"
-ARCHITECTURE = "Qwen3ForCausalLM"
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    bias = reader.flag("attention_bias", False)
-    return read_decoder(
-        reader,
-        context=32768,
-        kv_heads=32,
-        head_size=128,
-        bias=bias,
-        out_bias=bias,
-        qk_norm=True,
-        windows=read_windows(reader),
-    )
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = {**write_decoder(FAMILY, spec), **write_windows(spec), "attention_bias": attention_of(FAMILY, spec).bias}
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+TABLE = Table(
+    FAMILY,
+    "Qwen3ForCausalLM",
+    GATED,
+    (*decoder(32768, kv_heads=32, head_size=128), bias(), qwen_windows(), turns()),
+    always={"mixer.qk_norm": the_norm},
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

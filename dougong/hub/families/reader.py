@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from dougong.base import DougongError, nearest
@@ -128,11 +129,26 @@ class Reader:
     def wrong(self, key: str, value: object, expected: str) -> DougongError:
         return DougongError(f"config.json of {self.family}: {self._where}{key} is {value!r}; expected {expected}")
 
+    def respell(self, old: str, new: str) -> None:
+        """Take the old name of a key for the new one, where that is not there."""
+        if old != new:
+            config = dict(self._config)
+            value = config.pop(old, None)
+            self._config = config if value is None or new in self else {**config, new: value}
+
+    def fill(self, key: str, value: Any) -> None:
+        """What it means that the key is not there, or null."""
+        if key not in self:
+            self._config = {**self._config, key: value}
+
     def refuse_rest(self) -> None:
         """Raise DougongError at a key that nobody asked for, unless it is harmless or asks for nothing itself."""
         for key, value in self._config.items():
-            # An unknown key that is null, false, 0 or empty is an option of another program, switched off.
-            if key in self._asked or key in HARMLESS or not value:
+            if key in self._asked or key in HARMLESS:
+                continue
+            # An unknown key that is null, false, 0 or empty is an option of another program, switched off; or one of
+            # ours with a slip of the pen.
+            if not value and (value is None or isinstance(value, (str, list, dict)) or not self._slip(key)):
                 continue
             if key == "quantization_config":
                 raise DougongError(
@@ -143,6 +159,10 @@ class Reader:
                 f"config.json of {self.family} has {self._where}{key} = {value!r}, which may change the computation "
                 f"and is not understood{nearest(key, self._asked)}"
             )
+
+    def _slip(self, key: str) -> bool:
+        """Whether the key is a known one but for a letter or two, and that one is not there."""
+        return bool(get_close_matches(key, [each for each in self._asked if each not in self], 1, cutoff=0.85))
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.raw(key)

@@ -6,45 +6,44 @@ Semantics: transformers' modeling_roberta.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.bert import MASKED, POOLER, encoder_keys, read_body, write_body, write_kind
-from dougong.hub.families.common import exact, expect
+from dougong.hub.families.encoders import encoder_keys, encoder_table, read_heads, write_heads, write_kind
+from dougong.hub.families.fields import Given, Keys, Parts, put
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.tasks import BARE, CLASSES, SPAN, TOKENS, read_architecture, read_dropout, read_task
+from dougong.hub.families.tasks import BARE, CLASSES, SPAN
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Head, Transform
-from dougong.parts.heads import Pooled
+from dougong.parts.embedding import Transform
 from dougong.parts.position import Learned
 
 FAMILY = "roberta"
-NAME = "Roberta"
+
+
+def _ask(config: Reader, given: Given) -> None:
+    rows, before = config.integer("max_position_embeddings", 512), config.integer("pad_token_id", 1, least=0) + 1
+    if rows <= before:
+        raise config.wrong("max_position_embeddings", rows, f"more than the {before} rows up to the padding token's")
+    put(given, "model.context embedding.position.size", rows - before)
+    put(given, "embedding.position.offset", before)
+
+
+def _tell(parts: Parts) -> dict[str, Any]:
+    position = parts.spec.embedding.position
+    if not isinstance(position, Learned):  # which `exact` refuses
+        return {}
+    return {"max_position_embeddings": position.table(), "pad_token_id": position.offset - 1}
+
+
+TABLE = encoder_table(FAMILY, "Roberta", Keys(_ask, _tell))
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    rows, before = reader.integer("max_position_embeddings", 512), reader.integer("pad_token_id", 1, least=0) + 1
-    if rows <= before:
-        raise reader.wrong("max_position_embeddings", rows, f"more than the {before} rows up to the padding token's")
-    body = read_body(reader, Learned(rows - before, before))
-    kind = read_architecture(reader, NAME, (MASKED, BARE, CLASSES, TOKENS, SPAN), MASKED)
-    pooled, dropout = reader.flag("add_pooling_layer", True), read_dropout(reader, body.embedding.dropout)
-    transform, tied = Transform("gelu", body.layers[0].norm), reader.flag("tie_word_embeddings", True)
-    head = Head(tied, bias=True, transform=transform) if kind == MASKED else None
-    task = read_task(reader, kind, dropout, {"transform": POOLER, "first_dropout": dropout})
-    if kind == BARE and pooled:
-        task = Pooled("first", POOLER)
-    reader.refuse_rest()
-    return replace(body, head=head, task=task)
+    return read_heads(TABLE, config, lambda body: Transform("gelu", body.layers[0].norm), first_dropout=True)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    kind, keys = write_kind(FAMILY, spec)
-    position = expect(FAMILY, "position", spec.embedding.position, Learned)
-    config = {**write_body(FAMILY, spec), "pad_token_id": position.offset - 1, **keys}
-    return exact(FAMILY, NAME + kind, spec, config, from_config)
+    return write_heads(TABLE, spec, from_config)
 
 
 def keys(spec: ModelSpec) -> KeyMap:

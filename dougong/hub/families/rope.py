@@ -7,9 +7,11 @@ version reads, and so do vLLM and llama.cpp's converter.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from dougong.base import DougongError
+from dougong.hub.families.fields import Given, Keys, Parts, change
 from dougong.hub.families.reader import Reader
 from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
@@ -17,6 +19,61 @@ from dougong.parts.rope import Axes, DynamicNTK, LinearScaling, Llama3, LongRope
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
+def turns(
+    partial: float | None = None,
+    theta: float = 10000.0,
+    interleaved: bool = False,
+    axes: Axes | None = None,
+    mixer: str = "mixer",
+    size: str = "head_size",
+    theta_key: str = "rope_theta",
+    share_key: str = "partial_rotary_factor",
+    scaling: Mapping[str, Any] | None = None,
+) -> Keys:
+    """One rotation in all layers, as `read_rope` has it, of heads whose size is the field `size` of the mixer.
+
+    theta_key, share_key: the family's names for the base and for the share of a head that turns; scaling: what a config
+    without any means.
+    """
+
+    def ask(config: Reader, given: Given) -> None:
+        config.respell(theta_key, "rope_theta")
+        config.respell(share_key, "partial_rotary_factor")
+        if scaling and not config.raw("rope_scaling") and not config.raw("rope_parameters"):
+            config.fill("rope_scaling", scaling)
+        fields, context = given[mixer], given["model"]["context"]
+        fields["position"] = read_rope(config, fields[size], context, partial, interleaved, theta, axes)
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        if (found := parts.held[mixer]) is None:
+            return {}
+        rope = write_rope(parts.family, found.position)
+        plain = {"rope_type": "default"} if scaling else None
+        rope = {theta_key: rope["rope_theta"], "rope_scaling": rope["rope_scaling"] or plain}
+        return {**rope, **({share_key: rope_share(found)} if partial else {})}
+
+    return Keys(ask, tell)
+
+
+def turns_by_window(theta: float, local: float | None = None) -> Keys:
+    """A rotation for layers without a window and one for those with one, as `read_two_ropes` has them. The keys of
+    windows are read before."""
+
+    def ask(config: Reader, given: Given) -> None:
+        size, limit = given["mixer"]["head_size"], given["model"]["context"]
+        given["mixer"]["position"], near = read_two_ropes(config, size, limit, theta, local)
+        for index, changes in given["changes"].items():
+            if changes["mixer"].get("window"):
+                change(given, index, "mixer.position", near)
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        keys = write_layer_ropes(parts.family, parts.spec)
+        near = keys["rope_parameters"][LAYER_KINDS[1]]["rope_theta"]
+        return {**keys, **({} if local is None else {"rope_local_base_freq": near})}
+
+    return Keys(ask, tell)
 
 
 def read_rope(

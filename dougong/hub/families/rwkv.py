@@ -7,49 +7,29 @@ this changes is how large eps is beside it: four times larger, for each halving,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dougong.base import DougongError
-from dougong.hub.families.common import exact
-from dougong.hub.families.fields import Table, flag, integer, number
+from dougong.hub.families.fields import Given, Keys, Parts, change, flag, integer, number
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.table import LAYER_NORM, Table, the_norm
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Viewed
-from dougong.model.spec import LayerSpec, ModelSpec
-from dougong.parts.embedding import Embedding, Head
+from dougong.model.spec import ModelSpec
 from dougong.parts.norm import Norm
 from dougong.parts.wkv import WKV4, ChannelMix
 
 FAMILY = "rwkv"
-ARCHITECTURE = "RwkvForCausalLM"
-KEYS = Table(
-    {"mixer": WKV4, "ffn": ChannelMix},
-    (
-        integer("vocab_size", "model.vocab", 50277),
-        integer("context_length", "model.context", 1024),
-        integer("hidden_size", "model.width", 4096),
-        integer("num_hidden_layers", "layers.depth", 32),
-        integer("attention_hidden_size", "mixer.inner", lambda given: given["model"]["width"]),
-        integer("intermediate_size", "ffn.hidden", lambda given: 4 * given["model"]["width"]),
-        number("layer_norm_epsilon", "norm.eps", 1e-5),
-        flag("tie_word_embeddings", "head.tied", False),
-    ),
-)
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    reader = Reader(FAMILY, config)
-    given, every = KEYS.read(reader), reader.integer("rescale_every", 6, least=-(1 << 30))
-    reader.refuse_rest()
-    width, depth = given["model"]["width"], given["layers"]["depth"]
-    norm, last = Norm("layer", bias=True, **given["norm"]), _halved(Norm("layer", 1e-5, bias=True), depth, every)
-    mixer, ffn = WKV4(width, **given["mixer"]), ChannelMix(width, **given["ffn"])
-    layers = tuple(LayerSpec(mixer, ffn, _halved(norm, index, every)) for index in range(depth))
-    head = Head(**given["head"])
-    return ModelSpec(layers=layers, embedding=Embedding(norm=norm), norm=last, head=head, **given["model"])
+def _ask(config: Reader, given: Given) -> None:
+    every, depth = config.integer("rescale_every", 6, least=-(1 << 30)), given["layers"]["depth"]
+    norm = Norm("layer", bias=True, **given["norm"])
+    norms = [_halved(each, index, every) for index, each in enumerate([norm] * depth + [replace(norm, eps=1e-5)])]
+    given["model"]["norm"] = norms.pop()
+    for index, each in enumerate(norms):
+        change(given, index, "layer.norm", each)
 
 
 def _halved(norm: Norm, layers: int, every: int) -> Norm:
@@ -57,15 +37,32 @@ def _halved(norm: Norm, layers: int, every: int) -> Norm:
     return norm if every <= 0 else replace(norm, eps=norm.eps * 4.0 ** (layers // every))
 
 
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    config = KEYS.write(FAMILY, spec)
-    if spec.head is None or spec.norm is None:
-        raise DougongError(f"{FAMILY} cannot express a model without a head or a last norm")
-    epsilons = [layer.norm.eps for layer in spec.layers]
+def _tell(parts: Parts) -> dict[str, Any]:
+    epsilons = [layer.norm.eps for layer in parts.spec.layers]
     # The first norm that differs stands behind the first halving; the last norm tells of one after all layers.
     changed = [index for index, eps in enumerate(epsilons) if eps != epsilons[0]]
-    config["rescale_every"] = changed[0] if changed else len(epsilons) if spec.norm.eps != 1e-5 else 0
-    return exact(FAMILY, ARCHITECTURE, spec, config, from_config)
+    last = len(epsilons) if getattr(parts.spec.norm, "eps", None) != 1e-5 else 0
+    return {"rescale_every": changed[0] if changed else last}
+
+
+TABLE = Table(
+    FAMILY,
+    "RwkvForCausalLM",
+    {"mixer": WKV4, "ffn": ChannelMix},
+    (
+        integer("vocab_size", "model.vocab", 50277),
+        integer("context_length", "model.context", 1024),
+        integer("hidden_size", "model.width mixer.width ffn.width", 4096),
+        integer("num_hidden_layers", "layers.depth", 32),
+        integer("attention_hidden_size", "mixer.inner", lambda given: given["model"]["width"]),
+        integer("intermediate_size", "ffn.hidden", lambda given: 4 * given["model"]["width"]),
+        number("layer_norm_epsilon", "norm.eps", 1e-5),
+        flag("tie_word_embeddings", "head.tied", False),
+        Keys(_ask, _tell),
+    ),
+    always={**LAYER_NORM, "embedding.norm": the_norm},
+)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 NAMES = {

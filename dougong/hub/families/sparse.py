@@ -1,106 +1,116 @@
-"""What families with experts share: the Llama shape with a mixture of experts in some layers, and its names."""
+"""What families with experts share: their keys, and their names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dougong.base import DougongError
-from dougong.hub.families.common import write_decoder
-from dougong.hub.families.fields import Key, Table, activation, integer, number
+from dougong.hub.families.fields import Entry, Given, Key, Keys, Parts, activation, integer, number
+from dougong.hub.families.layers import pattern
 from dougong.hub.families.names import FFN, below, llama_keys, spelled
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.rope import read_rope
+from dougong.hub.families.table import Absent
 from dougong.hub.keymap import KeyMap, Rule
-from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP
-from dougong.parts.rope import Rope
 from dougong.parts.router import TopK
 
 # Of files that number an expert's matrices: foreign names, and ours.
 NUMBERED = {"w1": "gate", "w3": "up", "w2": "down"}
+CORRECTION = Rule("mlp.gate.e_score_correction_bias", ("ffn.router.correction",))
 
-DENSE, SPARSE = "dense", "sparse"  # in mlp_layer_types
+ALL_SPARSE = {"mixer": Attention, "experts": MoE, "experts.router": TopK}
+KINDS = {**ALL_SPARSE, "dense": GatedMLP}
+SHARED = {**KINDS, "experts.shared": GatedMLP}
+"""With a feed-forward for all tokens."""
+ACTIVATION = activation("hidden_act", "experts.activation dense.activation experts.shared.activation", "silu")
+# DeepSeek-V3's router: sigmoid scores, chosen with a correction from the groups whose two best experts score most.
+SIGMOID = {"experts.router.score": "sigmoid", "experts.router.correction": True, "experts.router.group_best": 2}
+# Where all layers have experts, a dense one is written as large as an expert; all keys must be there.
+PLAIN: Absent = {"dense": lambda found: GatedMLP(found["experts"].hidden, found["experts"].expert().activation)}
 
 
-def experts_table(count: int, top_k: int, *more: Key, own: str = "num_local_experts") -> Table:
+def experts(count: int, top_k: int, *more: Entry, own: str = "num_local_experts") -> tuple[Entry, ...]:
     """The usual keys of experts, and `more`. own: the family's name for their number, which versions of transformers
     write under either of two names."""
     other = "num_experts" if own == "num_local_experts" else "num_local_experts"
-    usual = (
+    return (
         integer(own, "experts.experts", count, also=other),
-        integer("num_experts_per_tok", "experts.top_k", top_k),
+        integer("num_experts_per_tok", "experts.top_k", top_k, also="experts_per_token"),
         number("router_aux_loss_coef", "experts.router.balance", 0.001),
-        activation("hidden_act", "experts.activation", "silu"),
+        *more,
     )
-    return Table({"mixer": Attention, "dense": GatedMLP, "experts": MoE}, (*usual, *more))
 
 
-def with_experts(dense: ModelSpec, experts: MoE, sparse: Sequence[bool] | None = None) -> ModelSpec:
-    """The spec with `experts` for feed-forwards in the layers that `sparse` says (None: all)."""
-    chosen = [True] * len(dense.layers) if sparse is None else sparse
-    pairs = zip(dense.layers, chosen, strict=True)
-    return replace(dense, layers=tuple(replace(layer, ffn=experts) if each else layer for layer, each in pairs))
+def grouped(count: int | None, top_k: int | None, scale: float = 1.0, groups: int = 1, top: int = 1) -> tuple[Key, ...]:
+    """The keys of experts that stand in groups, with the family's defaults."""
+    return (
+        integer("n_routed_experts", "experts.experts", count),
+        integer("num_experts_per_tok", "experts.top_k", top_k),
+        number("routed_scaling_factor", "experts.router.scale", scale),
+        integer("n_group", "experts.router.groups", groups),
+        integer("topk_group", "experts.router.top_groups", top),
+    )
 
 
-def experts_of(family: str, spec: ModelSpec) -> MoE:
-    """The first experts of the spec. Raises DougongError where it has none."""
-    found = next((layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoE)), None)
-    if found is None:
-        raise DougongError(f"{family} cannot express a model without experts")
-    return found
+def shared(usual: int, name: str = "n_shared_experts") -> Keys:
+    """How many experts all tokens share, as one feed-forward. Keys of experts are read before."""
+
+    def ask(config: Reader, given: Given) -> None:
+        hidden = given["experts"]["hidden"] * config.integer(name, usual)
+        given.setdefault("experts.shared", {})["hidden"] = hidden
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        found = parts.held["experts"]
+        return {name: max(1, found.shared.hidden // found.hidden if found and found.shared else 0)}
+
+    return Keys(ask, tell)
 
 
-def write_sparse_decoder(family: str, spec: ModelSpec, table: Table, partial: str | None = None) -> dict[str, Any]:
-    """The keys of `common.read_decoder`, whose "intermediate_size" is that of layers without experts where there are
-    any, and those of `table`."""
-    experts = experts_of(family, spec)
-    usual = experts.activation if isinstance(experts.activation, str) else "silu"
-    dense = (layer.ffn for layer in spec.layers if isinstance(layer.ffn, GatedMLP))
-    plain = next(dense, GatedMLP(experts.hidden, usual))
-    layers = (replace(layer, ffn=plain) if isinstance(layer.ffn, MoE) else layer for layer in spec.layers)
-    return {
-        **write_decoder(family, replace(spec, layers=tuple(layers)), partial=partial),
-        **table.write(family, spec),
-    }
+def first_dense(usual: int) -> Keys:
+    """The first layers have no experts."""
+
+    def ask(config: Reader, given: Given) -> None:
+        first, depth = config.integer("first_k_dense_replace", usual, least=0), given["layers"]["depth"]
+        given["layers"]["ffns"] = ["dense" if index < first else "experts" for index in range(depth)]
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        sparse = [isinstance(layer.ffn, MoE) for layer in parts.spec.layers]
+        return {"first_k_dense_replace": [*sparse, True].index(True)}
+
+    return Keys(ask, tell)
 
 
-def shared_count(spec: ModelSpec) -> int:
-    """How many experts all tokens share, where these are one feed-forward."""
-    found = (layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoE))
-    return next((each.shared.hidden // each.hidden for each in found if each.shared), 0)
+def dense_or_sparse(first: int) -> tuple[Keys, Keys]:
+    """Each layer's kind in `mlp_layer_types`; without it, as `first_dense` has it."""
+    by_number = first_dense(first)
+    kinds = {"dense": "dense", "sparse": "experts"}
+    return by_number, pattern("mlp_layer_types", "ffns", kinds, lambda config, given: given["layers"]["ffns"])
 
 
-def turning(config: Reader, theta: float, partial: float | None = None) -> Callable[[int, int], Rope]:
-    """For `common.read_decoder`: one rotation in all layers, with the family's base and share of a head."""
-    return lambda size, context: read_rope(config, size, context, partial, theta=theta)
-
-
-def sigmoid_router(given: Mapping[str, Any]) -> TopK:
-    """DeepSeek-V3's: sigmoid scores, chosen with a correction from the groups whose two best experts score most."""
-    return TopK("sigmoid", correction=True, group_best=2, **given)
-
-
-def write_mlp_types(spec: ModelSpec) -> list[str]:
-    return [SPARSE if isinstance(layer.ffn, MoE) else DENSE for layer in spec.layers]
-
-
-def read_sparse_layers(config: Reader) -> list[bool]:
-    """Qwen's rule for which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
-    depth, step = config.integer("num_hidden_layers"), config.integer("decoder_sparse_step", 1)
-    dense = config.raw("mlp_only_layers") or []
+def _ask_steps(config: Reader, given: Given) -> None:
+    step, dense = config.integer("decoder_sparse_step", 1), config.raw("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(isinstance(index, int) for index in dense):
         raise config.wrong("mlp_only_layers", dense, "a list of layers")
-    return [(index + 1) % step == 0 and index not in dense for index in range(depth)]
+    without = [(index + 1) % step > 0 or index in dense for index in range(given["layers"]["depth"])]
+    given["layers"]["ffns"] = ["dense" if each else "experts" for each in without]
 
 
-def write_sparse_layers(spec: ModelSpec) -> dict[str, Any]:
-    """The keys that `read_sparse_layers` reads."""
-    dense = [index for index, layer in enumerate(spec.layers) if not isinstance(layer.ffn, MoE)]
+def _tell_steps(parts: Parts) -> dict[str, Any]:
+    dense = [index for index, layer in enumerate(parts.spec.layers) if not isinstance(layer.ffn, MoE)]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+
+STEPS = Keys(_ask_steps, _tell_steps)
+"""Qwen's rule for which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
+
+
+PREDICTING = Keys(
+    lambda config, given: config.pass_over("num_nextn_predict_layers num_mtp_layers"),
+    lambda parts: {"num_nextn_predict_layers": parts.spec.mtp.depth if parts.spec.mtp else 0},
+)
+"""Layers for further tokens, whose number the tensors tell (`hub.predicting`)."""
 
 
 def expert_names(block: str, experts: Mapping[str, str], shared: str | None = None) -> dict[str, str]:

@@ -13,83 +13,89 @@ from typing import Any
 
 from dougong.base import DougongError
 from dougong.hub.families.common import exact, expect
-from dougong.hub.families.fields import Table, activation, flag, integer, number
+from dougong.hub.families.fields import Given, Keys, Parts, activation, flag, integer, number
+from dougong.hub.families.pairs import ALWAYS, KINDS, SEQUENCES, encoder, head_of, model_keys, with_decoder, write_pair
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.t5 import MODEL, SEQUENCES, build_model, model_keys, write_model
+from dougong.hub.families.table import Table
 from dougong.hub.families.tasks import BARE, read_architecture
 from dougong.hub.keymap import KeyMap
-from dougong.model.spec import LayerSpec, ModelSpec
-from dougong.parts.attention import Attention
-from dougong.parts.embedding import Head
+from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import MLP
 from dougong.parts.router import TopK
 
 FAMILY = "switch_transformers"
 NAME = "SwitchTransformers"
-RUN = """initializer_factor is_encoder_decoder is_decoder add_cross_attention router_dtype router_ignore_padding_tokens
-         add_router_probs encoder_sparse_step decoder_sparse_step"""
-KEYS = Table(
-    {"mixer": Attention, "dense": MLP, "experts": MoE},
-    (
-        *MODEL,
-        integer("d_ff", "experts.hidden dense.hidden", 2048),
-        activation("dense_act_fn", "experts.activation dense.activation", "relu", tanh="gelu_new"),
-        integer("num_experts", "experts.experts", 8),
-        integer("expert_capacity", "experts.router.capacity", 64),
-        flag("router_bias", "experts.router.bias", False),
-        number("router_aux_loss_coef", "experts.router.balance", 0.001),
-        number("router_z_loss_coef", "experts.router.z", 0.001),
-    ),
+
+
+def _step(depth: int, sparse: int) -> int:
+    """As in transformers, 0 sparse layers ask for one, and more than there are layers for none."""
+    return depth // sparse if sparse else depth
+
+
+def _sparse(depth: int, step: int) -> list[bool]:
+    """Which layers have experts: the second of every `step`, or all, or none."""
+    return [step > 0 and (step == 1 or index % step == 1) for index in range(depth)]
+
+
+def _layers(depth: str, side: str) -> Keys:
+    """Of one side: how many layers there are, and which have experts, by their number or by the step from one to the
+    next, which counts where both are there."""
+    number, step = f"num_sparse_{side}_layers", f"{side}_sparse_step"
+
+    def ask(config: Reader, given: Given) -> None:
+        count = given["layers"]["depth"] = config.integer(depth, given["layers"]["depth"])
+        usual = _step(count, config.integer(number, 3, least=0))
+        kinds = _sparse(count, config.integer(step, usual, least=0))
+        given["layers"]["ffns"] = ["experts" if each else "dense" for each in kinds]
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        wanted = [isinstance(layer.ffn, MoE) for layer in parts.spec.layers]
+        count = len(wanted)
+        for each in (*range(1, count + 2), 0):
+            if _sparse(count, _step(count, each)) == wanted:
+                return {number: each, step: _step(count, each)}
+        for each in range(count + 1):
+            if _sparse(count, each) == wanted:
+                return {number: sum(wanted), step: each}
+        raise DougongError(f"{FAMILY} cannot express experts in layers {[i for i, one in enumerate(wanted) if one]}")
+
+    return Keys(ask, tell)
+
+
+KEYS = (
+    *encoder(768, 12, None, "experts.hidden dense.hidden"),
+    activation("dense_act_fn", "experts.activation dense.activation", "relu", tanh="gelu_new"),
+    integer("num_experts", "experts.experts", 8),
+    integer("expert_capacity", "experts.router.capacity", 64),
+    flag("router_bias", "experts.router.bias", False),
+    number("router_aux_loss_coef", "experts.router.balance", 0.001),
+    number("router_z_loss_coef", "experts.router.z", 0.001),
 )
-USUAL = {"model.width": 768, "layers.depth": 12}
+SOURCE = Table(
+    FAMILY,
+    NAME,
+    {**KINDS, "dense": MLP, "experts": MoE, "experts.router": TopK},
+    (*KEYS, _layers("num_layers", "encoder")),
+    {**ALWAYS, "experts.top_k": 1, "experts.gated": False, "experts.router.normalise": False},
+    silent="""initializer_factor is_encoder_decoder is_decoder add_cross_attention router_dtype
+              router_ignore_padding_tokens add_router_probs""",
+)
+DECODER = replace(SOURCE, keys=(*KEYS, _layers("num_decoder_layers", "decoder")))
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = Reader(FAMILY, config)
-    reader.pass_over(RUN)
-    given, tied = KEYS.read(reader, USUAL), reader.flag("tie_word_embeddings", True)
-    dense, router = MLP(**given["dense"], **given["ffn"]), TopK(normalise=False, **given["experts.router"])
-    experts = MoE(top_k=1, router=router, gated=False, **given["experts"], **given["ffn"])
-    depth = given["layers"]["depth"]
-    depths = (depth, reader.integer("num_decoder_layers", depth))
-    counts = [reader.integer(f"num_sparse_{side}_layers", 3, least=0) for side in ("encoder", "decoder")]
-    encoder, decoder = (
-        tuple(experts if one else dense for one in _sparse(*side)) for side in zip(depths, counts, strict=True)
-    )
-    kind = read_architecture(reader, NAME, (SEQUENCES, BARE), SEQUENCES)
-    head = Head(tied, scale=given["model"]["width"] ** -0.5 if tied else 1.0) if kind == SEQUENCES else None
+    source, ffns = SOURCE.model(reader), [layer.ffn for layer in DECODER.model(reader).layers]
+    kind, tied = read_architecture(reader, NAME, (SEQUENCES, BARE), SEQUENCES), reader.flag("tie_word_embeddings", True)
     reader.refuse_rest()
-    return replace(build_model(given, encoder, decoder, head), shared_embedding=tied)
-
-
-def _sparse(depth: int, sparse: int) -> list[bool]:
-    """Which layers have experts: the second of every depth // sparse, or all. As in transformers, 0 asks for one layer,
-    and more than there are layers for none."""
-    step = depth // sparse if sparse else depth
-    return [step > 0 and (step == 1 or index % step == 1) for index in range(depth)]
-
-
-def _count(layers: tuple[LayerSpec, ...]) -> int:
-    """The number of sparse layers that `_sparse` turns into these."""
-    wanted = [isinstance(layer.ffn, MoE) for layer in layers]
-    for sparse in (*range(1, len(layers) + 2), 0):
-        if _sparse(len(layers), sparse) == wanted:
-            return sparse
-    raise DougongError(f"{FAMILY} cannot express experts in layers {[i for i, one in enumerate(wanted) if one]}")
+    spec = with_decoder(source, ffns, head_of(source, tied) if kind == SEQUENCES else None)
+    return replace(spec, shared_embedding=tied)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    source = expect(FAMILY, "encoder", spec.encoder, ModelSpec)
-    found = [layer.ffn for layer in (*source.layers, *spec.layers) if isinstance(layer.ffn, MoE)]
-    if not found:
-        raise DougongError(f"{FAMILY} cannot express a model without experts")
-    config = {
-        **write_model(FAMILY, KEYS, spec, experts=found[0]),
-        "num_sparse_encoder_layers": _count(source.layers),
-        "num_sparse_decoder_layers": _count(spec.layers),
-        "tie_word_embeddings": spec.shared_embedding,
-    }
+    expect(FAMILY, "encoder", spec.encoder, ModelSpec)
+    config = {**DECODER.write(spec), **write_pair(SOURCE, spec), "tie_word_embeddings": spec.shared_embedding}
     return exact(FAMILY, NAME + (SEQUENCES if spec.head else BARE), spec, config, from_config)
 
 

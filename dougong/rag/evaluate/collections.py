@@ -1,4 +1,4 @@
-"""Collections with judgements: Cranfield, CISI, CMRC-2018, read from their own files."""
+"""Collections with judgements: Cranfield, CISI, CMRC-2018, HotpotQA, read from their own files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from dougong.base import DougongError, nearest, read_json
 from dougong.data import Document
 
-COLLECTIONS = ("cranfield", "cisi", "cmrc")
+COLLECTIONS = ("cranfield", "cisi", "cmrc", "hotpot")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Collection:
 
 def read_collection(name: str, data: Path) -> Collection:
     """A collection by name from the folder of real data. Raises DougongError for an unknown name or a missing file."""
-    readers = {"cranfield": _cranfield, "cisi": _cisi, "cmrc": _cmrc}
+    readers = {"cranfield": _cranfield, "cisi": _cisi, "cmrc": _cmrc, "hotpot": _hotpot}
     if name not in readers:
         raise DougongError(f"unknown collection {name!r}{nearest(name, readers)}")
     try:
@@ -115,3 +115,19 @@ def _cmrc(data: Path) -> Collection:
                     answers[asked["id"]] = list(dict.fromkeys(each["text"] for each in asked["answers"]))
     kept = _kept("cmrc", documents, queries, gains)
     return Collection("cmrc", kept.documents, kept.queries, kept.gains, answers)
+
+
+def _hotpot(data: Path) -> Collection:
+    """100 questions of HotpotQA's development set (Yang et al. 2018): the paragraphs of all of them together, about a
+    thousand; to each question the two that it takes are relevant."""
+    documents: dict[str, Document] = {}
+    queries, answers = {}, {}
+    gains: dict[str, dict[str, float]] = {}
+    for row in read_json(data / "retrieval" / "hotpotqa_sample100" / "camera_ready_nd8_dev_sample100.json"):
+        own = [(row["title_a"], row["para_a"]), (row["title_b"], row["para_b"])]
+        for title, sentences, *_ in [*own, *row["distractors"]]:
+            documents.setdefault(title, Document(f"{title}\n\n{''.join(sentences)}", title))
+        queries[row["_id"]], answers[row["_id"]] = row["question"], [row["answer"]]
+        gains[row["_id"]] = {title: 1.0 for title, _ in own}
+    kept = _kept("hotpot", list(documents.values()), queries, gains)
+    return Collection("hotpot", kept.documents, kept.queries, kept.gains, answers)

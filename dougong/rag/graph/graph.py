@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,10 @@ class View:
         return made
 
 
+SAVED = 500
+"""Chunks after which what was read is written."""
+
+
 @final
 class Graph:
     """What the chunks of a library say. It follows the library: after each `add` and `remove` it reads what is new and
@@ -86,9 +90,9 @@ class Graph:
     def __init__(self, library: Library, extractor: Extractor, path: str | Path | None = None):
         self._library, self._extractor = library, extractor
         self._path = None if path is None else Path(path)
-        self._said: dict[int, Extraction] = self._load()
         self._view: View | None = None
         self.summaries: dict[str, str] = {}
+        self._said: dict[int, Extraction] = self._load()
         library.watch(lambda _: self.follow())
 
     def _load(self) -> dict[int, Extraction]:
@@ -98,36 +102,47 @@ class Graph:
         if not isinstance(data, dict) or data.get("extractor") != self._extractor.name:
             return {}
         try:
+            self.summaries = {str(name): str(text) for name, text in data.get("summaries", {}).items()}
             return {
                 int(chunk): Extraction(dict(said["entities"]), tuple(Relation(*each) for each in said["relations"]))
                 for chunk, said in data["chunks"].items()
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DougongError(f"{self._path} is not a graph of ours ({error!r}); remove it") from None
 
     def follow(self, progress: Callable[[int, int], None] | None = None) -> int:
-        """Bring the graph up to the library; returns how many chunks were read."""
+        """Bring the graph up to the library; returns how many chunks were read. What was read is written as it goes, so
+        an interrupted run goes on where it was."""
         chunks = self._library.store.chunks()
         new = [each for each in chunks if each not in self._said]
         gone = [each for each in self._said if each not in chunks]
         for each in gone:
             del self._said[each]
-        for done, each in enumerate(new, start=1):
-            self._said[each] = self._extractor.extract(chunks[each].text)
-            if progress is not None:
-                progress(done, len(new))
+        if gone:
+            self.summaries.clear()  # they may say what only the removed text said
         if new or gone:
             self._view = None
-            self._save()
+        try:
+            for done, each in enumerate(new, start=1):
+                self._said[each] = self._extractor.extract(chunks[each].text)
+                if done % SAVED == 0:
+                    self.keep()
+                if progress is not None:
+                    progress(done, len(new))
+        finally:
+            if new or gone:
+                self.keep()
         return len(new)
 
-    def _save(self) -> None:
+    def keep(self) -> None:
+        """Write what was read, and the summaries, into the file."""
         if self._path is not None:
             chunks = {
                 str(chunk): {"entities": dict(said.entities), "relations": said.relations}
                 for chunk, said in self._said.items()
             }
-            write_json(self._path, {"extractor": self._extractor.name, "chunks": chunks})
+            told = {"extractor": self._extractor.name, "chunks": chunks, "summaries": self.summaries}
+            write_json(self._path, told)
 
     @property
     def view(self) -> View:
@@ -171,3 +186,13 @@ def build(said: Mapping[int, Extraction]) -> View:
         for pair, held in sorted(links.items())
     }
     return View(entities, edges)
+
+
+def forget_gone(path: Path, chunks: Container[int]) -> None:
+    """Take out of a graph's file what it has from chunks that are gone, whoever read them."""
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("chunks"), dict):
+        raise DougongError(f"{path} is not a graph of ours; remove it")
+    kept = {chunk: said for chunk, said in data["chunks"].items() if chunk.isdigit() and int(chunk) in chunks}
+    if len(kept) < len(data["chunks"]):
+        write_json(path, {**data, "chunks": kept, "summaries": {}})

@@ -113,6 +113,20 @@ POINTS: dict[str, Any] = {
 }
 
 
+def fitting(
+    graph: Graph, question: str, most: int, model: ChatModel | None = None, resolution: float = 1.0
+) -> list[tuple[Community, str]]:
+    """Up to `most` communities with their summaries, those with the most of the question's words first, then the
+    largest."""
+    every = communities(graph.view, resolution)
+    summaries = [summary(graph, each, model) for each in every]
+    graph.keep()
+    index = WordIndex(list(range(len(every))), summaries)
+    order = [place for place, _ in index.search(question, most)]
+    order += [place for place in range(len(every)) if place not in order]
+    return [(every[place], summaries[place]) for place in order[:most]]
+
+
 @dataclass(frozen=True)
 class GlobalAnswer:
     """text: the answer. communities: those it was made from, the most helpful first."""
@@ -124,15 +138,11 @@ class GlobalAnswer:
 def ask_globally(graph: Graph, question: str, model: ChatModel, most: int = 8, resolution: float = 1.0) -> GlobalAnswer:
     """An answer to a question about the whole (Edge et al. 2024): each of the `most` communities whose summaries fit
     best answers for itself and says how helpful that is (0 to 100), and a last answer is made from the helpful."""
-    every = communities(graph.view, resolution)
-    summaries = [summary(graph, each, model) for each in every]
-    index = WordIndex(list(range(len(every))), summaries)
-    order = [place for place, _ in index.search(question, most)]
-    order += [place for place in range(len(every)) if place not in order]
+    found = fitting(graph, question, most, model, resolution)
     points: list[tuple[int, int, str]] = []
-    for place in order[:most]:
+    for place, (_, report) in enumerate(found):
         prompt = (
-            f"Question: {question}\n\nReport: {json.dumps(summaries[place], ensure_ascii=False)}\n\n"
+            f"Question: {question}\n\nReport: {json.dumps(report, ensure_ascii=False)}\n\n"
             "Answer from this report alone, and say from 0 to 100 how helpful the answer is; 0 if it says nothing."
         )
         said = asked(model, prompt, POINTS)
@@ -145,4 +155,4 @@ def ask_globally(graph: Graph, question: str, model: ChatModel, most: int = 8, r
     listed = "\n".join(f"- {json.dumps(text, ensure_ascii=False)}" for _, _, text in points)
     prompt = f"Question: {question}\n\nPartial answers, the most helpful first:\n{listed}\n\nMake one answer of them."
     text = model.complete([Message("user", prompt)]).content.strip()
-    return GlobalAnswer(text, tuple(every[place] for _, place, _ in points))
+    return GlobalAnswer(text, tuple(found[place][0] for _, place, _ in points))

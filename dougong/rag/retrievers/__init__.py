@@ -1,6 +1,7 @@
 """Ways to search; each takes what it needs and any of them can stand inside another.
 
-`basic` words, dense; `mixed` hybrid, varied, parents, reranked; `rewriting` several questions by a model, HyDE.
+`basic` words, dense; `mixed` hybrid, varied, parents, reranked; `rewriting` several questions by a model, HyDE; `hops`
+questions of two hops by rule.
 """
 
 from dougong.rag.retrievers.basic import Dense, Words

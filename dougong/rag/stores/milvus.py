@@ -170,6 +170,12 @@ class MilvusStore(Store):
             self._cache = (self._generation, {row["id"]: _chunk(row) for row in rows})
         return self._cache[1]
 
+    def of_files(self, files: Collection[str]) -> dict[int, Chunk]:
+        fields = ["doc", "start", "stop", "text", "meta"]
+        named = (f"file == {json.dumps(file)}" for file in files)
+        rows = [row for each in named for row in self._rows(self._chunks_name, each, fields)]
+        return {row["id"]: _chunk(row) for row in rows}
+
     def vectors(self, ids: Sequence[int]) -> Float[np.ndarray, "N D"]:
         held: dict[int, Any] = {}
         for first in range(0, len(ids), PAGE):

@@ -53,6 +53,7 @@ class SqliteStore(Store):
         with self._explained():
             self._db = sqlite3.connect(place, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.execute("PRAGMA secure_delete = ON")  # what is removed is not left in free pages of the file
             self._db.executescript(SCHEMA)
         self._seen = -1
         self._chunks: dict[int, Chunk] = {}
@@ -117,6 +118,16 @@ class SqliteStore(Store):
         self._refresh()
         return self._chunks
 
+    def of_files(self, files: Collection[str]) -> dict[int, Chunk]:
+        """From the database: while files are added in many batches, what all chunks are is nobody's question."""
+        asked = (
+            "SELECT id, doc, start, stop, text, meta FROM chunks "
+            "WHERE doc IN (SELECT name FROM documents WHERE file = ?) ORDER BY doc, start"
+        )
+        with self._explained():
+            rows = [row for file in files for row in self._db.execute(asked, (file,))]
+        return {row[0]: _chunk(row) for row in rows}
+
     def _refresh(self) -> None:
         """Bring the chunks in memory, and FAISS's index where there is one, up to the state of the database."""
         now = self.generation()
@@ -127,9 +138,7 @@ class SqliteStore(Store):
                 "SELECT id, doc, start, stop, text, meta FROM chunks ORDER BY doc, start"
             ).fetchall()
         before = self._chunks
-        self._chunks = {
-            row[0]: before.get(row[0]) or Chunk(row[4], row[1], row[2], row[3], json.loads(row[5])) for row in rows
-        }
+        self._chunks = {row[0]: before.get(row[0]) or _chunk(row) for row in rows}
         if self._index is not None:
             new = [each for each in self._chunks if each not in before]
             self._index.remove(before.keys() - self._chunks.keys())
@@ -193,5 +202,12 @@ class SqliteStore(Store):
     def generation(self) -> int:
         return int(self.notes().get("generation", "0"))
 
+    def kept_in(self) -> Path | None:
+        return self._folder
+
     def close(self) -> None:
         self._db.close()
+
+
+def _chunk(row: tuple[int, str, int, int, str, str]) -> Chunk:
+    return Chunk(row[4], row[1], row[2], row[3], json.loads(row[5]))

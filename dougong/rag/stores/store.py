@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +54,10 @@ class Store(ABC):
     def chunks(self) -> dict[int, Chunk]:
         """All chunks by id, in the order of documents and places."""
 
+    def of_files(self, files: Collection[str]) -> dict[int, Chunk]:
+        """The chunks that came from these files, by id."""
+        return {each: chunk for each, chunk in self.chunks().items() if chunk.meta.get("file", chunk.doc) in files}
+
     @abstractmethod
     def vectors(self, ids: Sequence[int]) -> Float[np.ndarray, "N D"]:
         """The vectors of chunks, a row for each id."""
@@ -72,6 +77,10 @@ class Store(ABC):
     @abstractmethod
     def generation(self) -> int:
         """A number that grows with every change."""
+
+    def kept_in(self) -> Path | None:
+        """A folder for what can be made again from the store, such as an index of words; None: there is none."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

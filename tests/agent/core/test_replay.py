@@ -8,10 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dougong.agent import Agent, Limits, Recall, Summary, read, record, reflexion, replay, vote, worker
 from dougong.agent.events import Finished, ModelAnswered, ToolReturned, to_line
@@ -20,6 +26,7 @@ from dougong.base import DougongError
 from dougong.chat import ChatModel, Failure, Message, ScriptedChat, Step
 from dougong.chat.scripted import deltas
 from tests.agent.core.doing import Endless, Post, add, boom, call, calls, fetch, flood, hang, kinds, last
+from tests.agent.tools.conformance import unchecked as unchecked_
 
 
 def busy(post: Post) -> Agent:
@@ -173,6 +180,41 @@ def test_wrong_traces_are_told(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         with pytest.raises(DougongError, match="cannot be written"):
             list(record([], Path("/proc/nowhere/t.jsonl")))
+
+
+ODD = st.sampled_from(
+    [None, True, -1, 1e300, 10**30, "", "agent/b", "\ud800", [], ["x"], {}, {"a": 1}, {"kind": "Recall"}, [[1]]]
+)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory) -> list[str]:
+    path = tmp_path_factory.mktemp("trace") / "run.jsonl"
+    list(record(busy(Post()).run("look", schema=SCHEMA), path))
+    return path.read_text().splitlines()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_trace_with_anything_changed_in_it_is_replayed_or_refused(trace, data) -> None:
+    number = data.draw(st.just(0) | st.integers(0, len(trace) - 1), "line")
+    whole = json.loads(trace[number])
+    place, key = data.draw(st.sampled_from(list(places(whole))), "place")
+    if data.draw(st.booleans(), "remove"):
+        del place[key]
+    else:
+        place[key] = data.draw(ODD, "instead")
+    with unchecked_(), tempfile.TemporaryDirectory() as folder, suppress(DougongError):
+        path = Path(folder) / "run.jsonl"
+        path.write_text("\n".join([*trace[:number], json.dumps(whole), *trace[number + 1 :], ""]))
+        list(replay(path))
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place inside a JSON value, as its holder and key."""
+    for key in range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ():
+        yield value, key
+        yield from places(value[key])
 
 
 def test_messages_with_everything_in_them_survive(tmp_path: Path) -> None:

@@ -242,6 +242,9 @@ def test_what_is_refused_before_anything_starts():
         pass
     with pytest.raises(DougongError, match="served without keys"):
         serve_http([], host="0.0.0.0")
+    for port in (-1, 70000):
+        with pytest.raises(DougongError, match=f"the port is {port}; expected 0 to 65535"):
+            serve_http([], port=port)
 
     @tool
     def same() -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dougong.agent.tools import calculator
 from dougong.agent.tools.arithmetic import evaluate, write
+from dougong.agent.tools.exact import FUNCTIONS
 from dougong.base import DougongError
 
 NUMBERS = st.integers(0, 10**12).map(str) | st.decimals(0, 1000, places=3, allow_nan=False).map(str)
@@ -43,6 +44,24 @@ def test_it_is_exact(expression):
         assert evaluate(expression) == expected
 
 
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_every_function_takes_the_least_and_one_more_of_what_it_says(name):
+    least, most, _ = FUNCTIONS[name]
+    for count in range(least, min(most, 2) + 1):
+        try:
+            assert write(evaluate(f"{name}({', '.join(['1'] * count)})"))
+        except DougongError as error:
+            assert name == "log" and count == 2 and "no value" in str(error)  # the logarithm to base 1
+
+
+@pytest.mark.parametrize(
+    ("expression", "written"),
+    [("1 / 7 ^ 500", "2.82474984101588e-423"), ("7 ^ 3000 / 3", "6.56143435255921e+2534"), ("-1e-300 ^ 2", "-1e-600")],
+)
+def test_numbers_beyond_floats_are_written_and_not_as_zero(expression, written):
+    assert write(evaluate(expression)) == written
+
+
 @given(st.fractions(max_denominator=10**6))
 def test_what_is_written_is_the_number(value):
     text = write(value)
@@ -63,7 +82,9 @@ def test_what_is_written_is_the_number(value):
         ("ln(e)", "1"), ("log10(1000)", "3"), ("round(2.5)", "3"), ("round(-2.5)", "-3"), ("round(3.14159, 2)", "3.14"),
         ("round(1234, -2)", "1200"), ("floor(-1.5)", "-2"), ("max(1, 2.5, 2)", "2.5"), ("sum(1, 2, 3)", "6"),
         ("gcd(12, 18)", "6"), ("comb(5, 2)", "10"), ("comb(2, 5)", "0"), ("hypot(3, 4)", "5"), ("6 × 7 − 2", "40"),
-        ("（1＋2）".replace("＋", "+"), "3"), ("1_000 * 3", "3000"), ("1e3", "1000"), ("1.", "1"), (".5", "0.5"),
+        ("（1＋2）", "3"),
+        ("48,291 + 99,372", "147663"), ("1,234,567.5 * 2", "2469135"), ("max(1,000)", "1"),
+        ("1_000 * 3", "3000"), ("1e3", "1000"), ("1.", "1"), (".5", "0.5"),
         ("0 ^ 0", "1"), ("1 ^ (10 ^ 100)", "1"), ("(-1) ^ (10 ^ 50 + 1)", "-1"), ("log(10 ^ 2000, 10)", "2000"),
         ("2 * pi", "6.28318530717959"), ("12345678901234567890 * 987654321", "12193263113702179522374638011112635269"),
     ],
@@ -81,7 +102,9 @@ def test_sums(expression, expected):
     [
         ("", "is empty"), ("  ", "is empty"), ("1 2", "'2' at character 3"), ("1 +", "ends where a number should be"),
         ("(1", "ends where a closing bracket"), ("1)", r"'\)' at character 2"), ("2(3)", r"'\(' at character 2"),
-        ("1, 2", "',' at character 2"), ("sqr(2)", "unknown function 'sqr'; did you mean 'sqrt'"),
+        ("1, 2", "',' at character 2"),
+        ("1,00", "',' at character 2"), ("1,0000", "',' at character 2"),
+        ("sqr(2)", "unknown function 'sqr'; did you mean 'sqrt'"),
         ("x", "unknown name 'x'"),
         ("__import__('os')", "unknown function '__import__'"), ("().__class__", r"'\)' at character 2"),
         ("sqrt()", r"'\)' at character 6"), ("sqrt(1, 2)", "sqrt has 2 arguments; it takes 1"),

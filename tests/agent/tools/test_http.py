@@ -165,7 +165,8 @@ def resolves(monkeypatch, *addresses: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fd00::1", "fe80::1",
-                "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "::"],
+                "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "::",
+                "::7f00:1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1", "fec0::1", "3fff::1", "5f00::1"],
 )  # fmt: skip
 def test_a_name_may_not_lead_to_a_private_address(monkeypatch, address):
     resolves(monkeypatch, "93.184.216.34", address)
@@ -261,6 +262,11 @@ def test_no_list():
         http("example.com")
     with pytest.raises(DougongError, match="0 seconds"):
         http(["example.com"], seconds=0)
+
+
+def test_the_open_internet_of_ipv6_is_public():
+    for address in ("2606:4700:4700::1111", "2a00:1450:4001:80b::200e", "2001:4860:4860::8888", "64:ff9b::808:808"):
+        assert is_public(ipaddress.ip_address(address))
 
 
 @given(st.ip_addresses(v=4))

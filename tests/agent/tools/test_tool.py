@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from dataclasses import InitVar, dataclass, field
+from typing import Annotated, Any, Literal, NewType, NotRequired, TypedDict
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -173,6 +175,50 @@ def test_methods():
     assert [made.call({"by": 2}), made.call({"by": 3}), counter.count] == ["2", "5", 5]
 
 
+def test_methods_decorated_in_their_class():
+    class Counter:
+        count = 0
+
+        @tool(effect="write", name="more")
+        def add(self, by: int = 1) -> int:
+            """Add."""
+            self.count += by
+            return self.count
+
+        @tool
+        async def look(self) -> int:
+            """Look."""
+            return self.count
+
+    one, other = Counter(), Counter()
+    assert one.add.tool.name == "more" and one.add.effect == "write"
+    assert one.add.tool.parameters["properties"] == {"by": {"type": "integer", "default": 1}}
+    assert [one.add.call({"by": 2}), one.add(3), other.add.call({}), one.look.call({})] == ["2", 5, "1", "5"]
+    with pytest.raises(ToolError, match="more: it is a method without its object; take it from one"):
+        Counter.add.call({"by": 1})
+
+
+def test_whatever_can_be_called():
+    class Scale:
+        def __init__(self, by: int) -> None:
+            self.by = by
+
+        def __call__(self, value: int) -> int:
+            """Multiply."""
+            return value * self.by
+
+    made = tool(Scale(3))
+    assert (made.tool.name, made.tool.description, made.call({"value": 2})) == ("Scale", "Multiply.", "6")
+
+    def power(base: int, exponent: NewType("Exponent", int) = 2) -> int:  # type: ignore[valid-type]
+        """Raise."""
+        return base**exponent
+
+    made = tool(functools.partial(power, exponent=3))
+    assert (made.tool.name, made.tool.description, made.call({"base": 2})) == ("power", "Raise.", "8")
+    assert made.tool.parameters["properties"]["exponent"] == {"type": "integer", "default": 3}
+
+
 def untyped(a):
     return a
 
@@ -201,6 +247,28 @@ def recursive(node: Node):
     return node
 
 
+def endless():
+    return itertools.count()
+
+
+def one_by_one(a: int):
+    yield a
+
+
+async def later_one_by_one(a: int):
+    yield a
+
+
+@dataclass
+class Started:
+    at: InitVar[int]
+    name: str = ""
+
+
+def begun(a: Started):
+    return a
+
+
 def nowhere(a: Missing):  # pyright: ignore
     return a
 
@@ -215,6 +283,13 @@ def nowhere(a: Missing):  # pyright: ignore
         (unknown, "the parameter a of unknown is <class 'bytes'>"),
         (keyed, "the parameter a of keyed is a dict with keys of <class 'int'>"),
         (recursive, "the parameter node of recursive.below holds Node inside itself"),
+        (one_by_one, "one_by_one yields its results one by one"),
+        (later_one_by_one, "later_one_by_one yields its results one by one"),
+        (begun, "the parameter a of begun is made with at, which is no field of Started"),
+        (max, "max does not say what it takes"),
+        (print, r"\*args of print has no schema"),
+        (int, "a tool is <class 'int'>; expected a function"),
+        (Started, "a tool is <class '.*Started'>; expected a function"),
         (nowhere, "the annotations of nowhere cannot be read"),
     ],
 )
@@ -356,6 +431,8 @@ def test_results_as_text():
     assert made.call({"kind": "set"}) == "[1, 2]"
     assert made.call({"kind": "object"}).startswith('"<module')
     assert tool(recite).call({}) == "?ok"
+    with pytest.raises(ToolError, match="endless: it returned count, which gives its items one by one"):
+        tool(endless).call({})
 
 
 def test_a_late_tool_is_left_behind():

@@ -1,17 +1,78 @@
-"""Names of Qwen3-Next and Qwen3.5: attention and DeltaNet in turn, and one layer that predicts a further token."""
+"""What Qwen3-Next and Qwen3.5 share: the keys of attention and DeltaNet in turn, and all names, those of one layer that
+predicts a further token among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from dougong.hub.families.fields import Entry, Given, activation, integer, share
+from dougong.hub.families.layers import FULL, LINEAR, bias, every, outer, pattern
 from dougong.hub.families.names import FFN, LLAMA_NORMS, below, both, by_mixer, key_map, named, spelled, within
-from dougong.hub.families.sparse import expert_names
+from dougong.hub.families.rope import turns
+from dougong.hub.families.sparse import SHARED, expert_names
+from dougong.hub.families.table import the_norm
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
 from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
+from dougong.parts.decay import SoftplusDecay
 from dougong.parts.delta import DeltaNet
+from dougong.parts.norm import Norm
+from dougong.parts.rope import Axes
+
+KINDS = {**SHARED, "mixer": Attention, "delta": DeltaNet, "delta.decay": SoftplusDecay}
+
+
+def hybrid(depth: int, kv_heads: int, axes: Axes | None = None) -> tuple[Entry, ...]:
+    """The keys around the experts, with the family's defaults for keys that the config leaves out, and its M-RoPE."""
+    return (
+        *outer(depth=depth, context=32768),
+        activation(
+            "hidden_act", "delta.activation dense.activation experts.activation experts.shared.activation", "silu"
+        ),
+        integer("num_attention_heads", "mixer.heads", 16),
+        integer("num_key_value_heads", "mixer.kv_heads", kv_heads),
+        integer("head_dim", "mixer.head_size", 256),
+        bias(),
+        share("attention_dropout", "mixer.dropout"),
+        turns(partial=0.25, axes=axes),
+        integer("linear_num_key_heads", "delta.key_heads", 16),
+        integer("linear_num_value_heads", "delta.value_heads", 32),
+        integer("linear_key_head_dim", "delta.key_size", 128),
+        integer("linear_value_head_dim", "delta.value_size", 128),
+        integer("linear_conv_kernel_dim", "delta.convolution", 4),
+        pattern(
+            "layer_types",
+            "mixers",
+            {FULL: "mixer", LINEAR: "delta"},
+            every("full_attention_interval", 4, "delta", "mixer"),
+        ),
+    )
+
+
+def experts(count: int, top_k: int) -> tuple[Entry, ...]:
+    return (
+        integer("num_experts", "experts.experts", count, least=0),
+        integer("num_experts_per_tok", "experts.top_k", top_k),
+        integer("moe_intermediate_size", "experts.hidden", 512),
+        integer("shared_expert_intermediate_size", "experts.shared.hidden", 512),
+    )
+
+
+def _plain(given: Given) -> Norm:
+    return Norm("rms", **given["norm"])
+
+
+ALWAYS = {
+    "norm.offset": 1.0,
+    "mixer.qk_norm": the_norm,
+    "mixer.gate": "coordinate",
+    "delta.norm": _plain,
+    "delta.gate": "silu",
+    "experts.shared_gate": True,
+}
+TRAINING = "router_aux_loss_coef"  # says nothing else
 
 DELTA = (
     *spelled({"conv1d": "convolutions.q convolutions.k convolutions.v", "norm": "norm", "out_proj": "o"}),

@@ -1,7 +1,7 @@
 """Seconds of whole fine-tuning steps (forward, backward, clip, optimizer): adapters against PEFT's, DPO and GRPO
-against TRL's trainers, on transformers' Llama of the identical shape, in float32. All live in one process with one
-allocator setting; the steps are interleaved, medians and ratios are printed. `--memory` measures the peak of QLoRA
-at 0.5B.
+against TRL's trainers, on transformers' Llama of the identical shape, in float32. Each contender lives in a process of
+its own, as its users would run it, and theirs once more with dougong's allocator setting; the steps are interleaved,
+medians and ratios are printed. `--memory` measures the peak of QLoRA at 0.5B.
 
     python bench/tune.py                     # the small shape: LoRA, DoRA, DPO, GRPO
     python bench/tune.py --shape large --methods lora --rounds 10
@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workers import Worker, serve
+
 Shape = dict[str, int]
 Step = Callable[[], Any]
 
@@ -34,6 +36,12 @@ ADAPTERS = ("lora", "dora", "ia3")
 # answers that are there already, with the reference's log-probabilities.
 ALIGNMENT = ("dpo", "dpo-copy", "grpo")
 RATE = 1e-5
+PEER = {True: "PEFT", False: "TRL"}
+CONTENDERS = {
+    "theirs": "{}, as it comes",
+    "theirs+malloc": "{}, with dougong's allocator setting",
+    "dougong": "dougong",
+}
 
 
 def our_model(shape: Shape, tied: bool = False) -> Any:
@@ -273,14 +281,18 @@ def their_grpo(shape: Shape) -> Step:
     return their_step(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(inputs)))
 
 
-def contenders(method: str, shape: Shape, rank: int) -> dict[str, Step]:
-    """The steps to compare, theirs first."""
+def built(contender: str, method: str, shape: Shape, rank: int) -> Step:
+    """The step of a contender: theirs, theirs+malloc (with our allocator setting) or dougong."""
+    from dougong.base.allocator import keep_memory
+
+    if contender != "theirs":
+        keep_memory()
+    ours, copied = contender == "dougong", method == "dpo-copy"
     if method in ADAPTERS:
-        return {"PEFT": their_adapter(method, shape, rank), "dougong": our_adapter(method, shape, rank)}
+        return (our_adapter if ours else their_adapter)(method, shape, rank)
     if method == "grpo":
-        return {"TRL": their_grpo(shape), "dougong": our_grpo(shape)}
-    copied = method == "dpo-copy"
-    return {"TRL": their_dpo(shape, copied), "dougong": our_dpo(shape, copied)}
+        return (our_grpo if ours else their_grpo)(shape)
+    return (our_dpo if ours else their_dpo)(shape, copied)
 
 
 def memory(rank: int) -> None:
@@ -311,48 +323,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     import torch
 
-    from dougong.base.allocator import keep_memory
-
     torch.set_num_threads(options.threads)
+    shape = SHAPES[options.shape]
+    if options.worker:
+        serve(built(*options.worker, shape, options.rank))
+        return
     if options.memory:  # the floats go back to the system before a step's memory is asked for, as in a run of a recipe
         memory(options.rank)
         return
-    keep_memory()
-    shape = SHAPES[options.shape]
     print(f"shape {options.shape}: {shape}, rank {options.rank}, {options.threads} threads")
+    common = ["--shape", options.shape, "--rank", str(options.rank), "--threads", str(options.threads)]
     for method in options.methods:
         try:
-            steps = contenders(method, shape, options.rank)
-        except ImportError as error:
+            workers = {name: Worker([__file__, *common, "--worker", name, method]) for name in CONTENDERS}
+        except RuntimeError as error:
             print(f"{method}: {error}; pip install 'dougong[dev]'")
             continue
-        report(method, measured(steps, options.rounds))
+        report(method, measured({name: worker.step for name, worker in workers.items()}, options.rounds))
+        for worker in workers.values():
+            worker.close()
 
 
-def measured(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, one after the other, after two rounds that do not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 2):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if number >= 2:
-                times[name].append(time.perf_counter() - began)
-    return times
+def measured(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that the steps tell, one after the other, after two rounds that do not count."""
+    found = [{name: step() for name, step in steps.items()} for _ in range(rounds + 2)][2:]
+    return {name: [each[name] for each in found] for name in steps}
 
 
 def report(method: str, times: dict[str, list[float]]) -> None:
-    (theirs, base), *_ = times.items()
-    for name, seconds in times.items():
-        ratio = statistics.median(seconds) / statistics.median(base)
-        least = min(seconds) / min(base)
-        print(
-            f"{method:9}{name:9}{1000 * statistics.median(seconds):8.0f} ms{ratio:7.2f}x {theirs}'s median,"
-            f"{least:6.2f}x its least"
-        )
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, median in medians.items():
+        ratios = " ".join(f"{median / medians[base]:.2f}x" for base in ("theirs", "theirs+malloc"))
+        label = CONTENDERS[name].format(PEER[method in ADAPTERS])
+        print(f"{method:9}{label:44}{1000 * median:6.0f} ms  {ratios}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from dougong.align.preferences import read_preferences
 from dougong.align.prepare import Preference, Preparer, prepare
 from dougong.align.recipe import SCORING, WITH_REFERENCE, Prefer
 from dougong.align.reference import kept_logprobs, reference_of
-from dougong.base import DougongError, read_json, write_json
+from dougong.base import DougongError
 from dougong.data.batch import Batch
-from dougong.data.documents import hash_fraction
+from dougong.data.chat import hold_out
 from dougong.data.loader import LoaderState, iterate
 from dougong.hub import LanguageModel
 from dougong.model import Model
@@ -24,7 +24,7 @@ from dougong.parts.heads import TokenClassifier, reward
 from dougong.train.loop import Objective, train
 from dougong.train.precision import choose_precision
 from dougong.train.ranks import Ranks
-from dougong.train.recipe import open_run
+from dougong.train.recipe import begin, finish
 from dougong.train.tuned import check_length, mergeable, open_for_chat, save_tuned, save_whole, tuned, with_heads
 from dougong.tune import disabled
 from dougong.tune.tuning import Tuning
@@ -32,10 +32,7 @@ from dougong.tune.tuning import Tuning
 
 def split(examples: Sequence[Preference], held_out: float) -> tuple[list[Preference], list[Preference]]:
     """(training, held-out) by a hash of the prompt, so that a prompt is on one side only."""
-    found: tuple[list[Preference], list[Preference]] = ([], [])
-    for each in examples:
-        found[hash_fraction("".join(str(message["content"]) for message in each.prompt)) < held_out].append(each)
-    return found
+    return hold_out(examples, held_out, lambda each: each.prompt)
 
 
 @torch.no_grad()
@@ -82,6 +79,39 @@ def tuned_model(recipe: Prefer) -> tuple[LanguageModel, Tuning | None]:
     return lm, tuning
 
 
+def _preparers(
+    recipe: Prefer, lm: LanguageModel, tuning: Tuning | None, examples: Sequence[Preference], ranks: Ranks
+) -> list[Preparer]:
+    """What makes batches of the examples to learn from, and, on the first rank and where there are any, of those held
+    out; with the reference's log-probabilities, or who computes them.
+
+    Raises DougongError where nothing is left to learn from.
+    """
+    assert lm.tokenizer is not None
+    learn, check = split(examples, recipe.data.held_out)
+    if not learn:
+        raise DougongError(f"no example is left to learn from ({len(examples)} read); lower data.held_out")
+    prepared = [prepare(recipe, lm.tokenizer, learn)]
+    if not prepared[0].rows.count:
+        raise DougongError(
+            f"none of the {len(learn)} examples has its answers within rows of {recipe.length} tokens; raise length"
+        )
+    if check and ranks.first:
+        unseen = prepare(recipe, lm.tokenizer, check)
+        prepared += [unseen] if unseen.rows.count else []  # all may be too long
+    low = choose_precision(recipe.training.precision, recipe.run, ranks) == "bfloat16"
+    compared = recipe.method in WITH_REFERENCE
+    reference = reference_of(lm.model, tuning) if compared and recipe.reference == "copy" else None
+    made = [Preparer(recipe, lm.model, reference, each, low) for each in prepared]
+    if compared and recipe.reference == "once":
+        (recipe.run / "reference").mkdir(exist_ok=True)
+        for each, name, sharing in zip(made, ("reference", "held_out"), (ranks, Ranks()), strict=False):
+            place, rows = recipe.run / "reference" / f"{name}.json", each.prepared.rows
+            with disabled(lm):
+                each.use(kept_logprobs(place, rows.identity, lm.model, each.segments(), recipe.length, sharing, low))
+    return made
+
+
 def prefer(
     recipe: Prefer,
     examples: Sequence[Preference] | None = None,
@@ -93,44 +123,14 @@ def prefer(
     Returns the figures that it also writes to RUN/result.json. Raises DougongError for whatever is wrong with recipe,
     model or data, before training; `Stopped` when interrupted.
     """
-    ranks = Ranks.join()
-    if examples is None and not recipe.data.path:
-        raise DougongError("data.path is empty; name the files of preferences to learn from")
-    if ranks.first:
-        open_run(recipe, resume)
-    ranks.wait()
-    result = recipe.run / "result.json"
-    if resume and result.is_file():
-        return read_json(result)
+    ranks, done = begin(recipe, examples, "preferences", resume)
+    if done is not None:
+        return done
     if examples is None:
         examples = list(read_preferences(recipe.data.path))
     lm, tuning = tuned_model(recipe)
-    assert lm.tokenizer is not None
-    learn, check = split(examples, recipe.data.held_out)
-    if not learn:
-        raise DougongError(f"no example is left to learn from ({len(examples)} read); lower data.held_out")
-    prepared = prepare(recipe, lm.tokenizer, learn)
-    if not prepared.rows.count:
-        raise DougongError(
-            f"none of the {len(learn)} examples has its answers within rows of {recipe.length} tokens; raise length"
-        )
-    low = choose_precision(recipe.training.precision, recipe.run, ranks) == "bfloat16"
-    reference = None
-    if recipe.method in WITH_REFERENCE and recipe.reference == "copy":
-        reference = reference_of(lm.model, tuning)
-    preparers = [Preparer(recipe, lm.model, reference, prepared, low)]
-    if check and ranks.first:
-        unseen = prepare(recipe, lm.tokenizer, check)
-        if unseen.rows.count:  # all may be too long
-            preparers.append(Preparer(recipe, lm.model, reference, unseen, low))
-    if recipe.method in WITH_REFERENCE and recipe.reference == "once":
-        for each, name in zip(preparers, ("reference", "held_out"), strict=False):
-            own = ranks if name == "reference" else Ranks()
-            place = recipe.run / "reference" / f"{name}.json"
-            place.parent.mkdir(exist_ok=True)
-            rows = each.prepared.rows
-            with disabled(lm):
-                each.use(kept_logprobs(place, rows.identity, lm.model, each.segments(), recipe.length, own, low))
+    preparers = _preparers(recipe, lm, tuning, examples, ranks)
+    prepared = preparers[0].prepared
     loss_of = objective(recipe.method, recipe.loss)
     training = recipe.training
     if recipe.epochs:
@@ -163,11 +163,11 @@ def prefer(
         **{f"{name}_before": value for name, value in before.items()},
         **after,
     }
-    if ranks.first:
+
+    def save() -> None:
         if recipe.method in SCORING:
             save_whole(lm, recipe.run, tuning)
         else:
             save_tuned(lm, recipe.run, recipe.model, tuning)
-        write_json(result, figures)
-    ranks.wait()
-    return figures
+
+    return finish(recipe, ranks, figures, save)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dougong.base import DougongError
-from dougong.data.chat import Message, conversation_from
+from dougong.data.chat import Message, asked, conversation_from
 from dougong.data.readers import read_records
+
+_PROMPTS = ("prompt", "question", "conversations", "messages", "instruction")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def preference_from(row: Any, source: str, where: str = "") -> Pair | Verdict | 
 
 
 def _pair(row: Mapping[str, Any], chosen: Any, rejected: Any, source: str, where: str) -> Pair:
-    prompt = _prompt(row, where)
+    prompt = asked(row, _PROMPTS)  # None: each side is a whole conversation
     sides = [
         _conversation(side, prompt, row, source, f"{where}, {name}")
         for name, side in (("chosen", chosen), ("rejected", rejected))
@@ -119,21 +121,6 @@ def _common(a: Sequence[Message], b: Sequence[Message]) -> int:
     while count < min(len(a), len(b)) - 1 and a[count] == b[count]:
         count += 1
     return count
-
-
-def _prompt(row: Mapping[str, Any], where: str) -> list[Any] | None:
-    """What stands before both sides, as raw turns; None where each side is a whole conversation."""
-    turns: list[Any] = []
-    if isinstance(row.get("system"), str) and row["system"]:
-        turns.append({"role": "system", "content": row["system"]})
-    for key in ("prompt", "question", "conversations", "messages"):
-        if key in row:
-            given = row[key]
-            return turns + (given if isinstance(given, list) else [{"role": "user", "content": given}])
-    if "instruction" in row:
-        parts = (row["instruction"], row.get("input"))
-        return [*turns, {"role": "user", "content": "\n".join(x for x in parts if isinstance(x, str) and x)}]
-    return None
 
 
 def _conversation(side: Any, prompt: list[Any] | None, row: Mapping[str, Any], source: str, where: str) -> Any:
@@ -183,6 +170,6 @@ def _steps(row: Mapping[str, Any], source: str, where: str) -> Steps:
         raise DougongError(f"{where} has {len(steps)} steps and {len(labels)} labels; expected as many, and some")
     if not all(isinstance(step, str) for step in steps) or not all(label in (0, 1) for label in labels):
         raise DougongError(f"{where}: expected texts in completions, true or false in labels")
-    data = {"messages": [*(_prompt(row, where) or []), {"role": "assistant", "content": "".join(steps)}]}
+    data = {"messages": [*(asked(row, _PROMPTS) or []), {"role": "assistant", "content": "".join(steps)}]}
     messages = conversation_from(data, source, where).messages
     return Steps(messages[:-1], tuple(steps), tuple(map(bool, labels)), source)

@@ -79,7 +79,9 @@ def think(
         if not done.text and not more:
             raise DougongError("the model says nothing, and `wait` is empty: thinking cannot go on; lower `least`")
         thought += more[: budget - len(thought)]
-    closed = opened + thought + _ids(tokenizer, f"\n{end}\n\n")
+    # Models write a line break before they end their thinking; where one stands there already, none is added.
+    apart = "" if thought and tokenizer.decode(thought).endswith("\n") else "\n"
+    closed = opened + thought + _ids(tokenizer, f"{apart}{end}\n\n")
     done = engine.generate([closed], sampling)[0]
     spent = len(closed) - len(prompt) + len(done.tokens)
     return Thought(tokenizer.decode(thought), done.text, spent, forced)
@@ -87,6 +89,15 @@ def think(
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, specials=True) if text else []
+
+
+def _after(prompt: Prompt, text: str, tokenizer: Tokenizer | None) -> Prompt:
+    """The prompt with what has been written since. Raises DougongError for one of ids without a tokenizer."""
+    if isinstance(prompt, str):
+        return prompt + text
+    if tokenizer is None:
+        raise DougongError("the prompt is ids, and what follows it is text; give the tokenizer too")
+    return [*prompt, *_ids(tokenizer, text)]
 
 
 @dataclass(frozen=True)
@@ -170,13 +181,15 @@ def tree_of_thoughts(
 
 
 def proposals(
-    engine: Generates, prompt: str, sampling: Sampling, step_end: str = "\n"
+    engine: Generates, prompt: Prompt, sampling: Sampling, step_end: str = "\n", tokenizer: Tokenizer | None = None
 ) -> Callable[[Path, int], list[str]]:
-    """A `propose` for `tree_of_thoughts`: the engine continues prompt and path by one step, `count` times."""
+    """A `propose` for `tree_of_thoughts`: the engine continues prompt and path by one step, `count` times. A prompt of
+    ids, such as a chat template gives, wants the tokenizer."""
 
     def propose(path: Path, count: int) -> list[str]:
         bounded = replace(sampling, stop=(*sampling.stop, step_end))
-        done = engine.generate([prompt + path.text] * count, _seeded(bounded, count, len(path.steps)))
+        asked = _after(prompt, path.text, tokenizer)
+        done = engine.generate([asked] * count, _seeded(bounded, count, len(path.steps)))
         return [each.text + step_end for each in done if each.text.strip()]
 
     return propose
@@ -184,7 +197,7 @@ def proposals(
 
 def verified_search(
     engine: Generates,
-    prompt: str,
+    prompt: Prompt,
     verify: Judge,
     sampling: Sampling,
     *,
@@ -192,10 +205,12 @@ def verified_search(
     width: int = 4,
     depth: int = 8,
     step_end: str = "\n",
+    tokenizer: Tokenizer | None = None,
 ) -> list[Path]:
     """Beam search over steps, led by a verifier of partial solutions such as a process reward model (Lightman et al.
     2023; Snell et al. 2024): each of `beams` paths is continued by `width` steps, and the best of all are kept. Paths
-    that the model ended stay in the race without growing. Returns the kept paths, the best first.
+    that the model ended stay in the race without growing. Returns the kept paths, the best first. A prompt of ids wants
+    the tokenizer.
 
     Raises DougongError for sizes below 1.
     """
@@ -207,7 +222,7 @@ def verified_search(
         if not open_paths:
             break
         bounded = replace(sampling, stop=(*sampling.stop, step_end))
-        prompts: list[Prompt] = [prompt + path.text for path in open_paths for _ in range(width)]
+        prompts = [_after(prompt, path.text, tokenizer) for path in open_paths for _ in range(width)]
         done = engine.generate(prompts, _seeded(bounded, len(prompts), level))
         grown: dict[str, Path] = {}
         for at, each in enumerate(done):

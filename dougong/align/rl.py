@@ -7,7 +7,7 @@ checkpoint needs it any more. So a stopped run goes on in the middle of a rollou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,32 +32,29 @@ from dougong.align.rollout import (
     state_values,
 )
 from dougong.align.tasks import read_tasks
-from dougong.base import DougongError, read_json, write_json
+from dougong.base import DougongError
 from dougong.data import Conversation
 from dougong.data.batch import IGNORED, Batch
-from dougong.data.documents import hash_fraction
+from dougong.data.chat import hold_out
 from dougong.data.loader import LoaderState, permutation
-from dougong.hub import LanguageModel, load
+from dougong.hub import LanguageModel, load, save
 from dougong.model import Model
 from dougong.parts.heads import value as value_head
-from dougong.train.loop import Objective, train
+from dougong.train.loop import Batches, Objective, train
 from dougong.train.objectives import Loss
 from dougong.train.optimizers import Optimizer
 from dougong.train.precision import choose_precision
 from dougong.train.ranks import Ranks
-from dougong.train.recipe import ChatData, Sft, open_run
+from dougong.train.recipe import ChatData, Sft, begin, finish
 from dougong.train.schedule import Schedule
 from dougong.train.sft import sft
 from dougong.train.tuned import load_for_chat, mergeable, open_for_chat, save_tuned, tuned, with_heads
-from dougong.tune import detach
+from dougong.tune import detach, load_adapter, merge
 
 
 def split_tasks(tasks: Sequence[Task], held_out: float) -> tuple[list[Task], list[Task]]:
     """(training, held-out) by a hash of what is asked."""
-    found: tuple[list[Task], list[Task]] = ([], [])
-    for each in tasks:
-        found[hash_fraction("".join(str(message["content"]) for message in each.messages)) < held_out].append(each)
-    return found
+    return hold_out(tasks, held_out, lambda each: each.messages)
 
 
 def minibatch(batch: Batch, recipe: Rl, number: int, update: int) -> Batch:
@@ -101,7 +98,12 @@ def objective(recipe: Rl, value: Model | None, names: Sequence[str]) -> Objectiv
 
 
 def warm_up(recipe: Rl, tasks: Sequence[Task], resume: bool, quiet: bool) -> Path:
-    """ReFT's first stage: imitate the tasks' solutions with all weights, in RUN/warmup; returns the model's folder."""
+    """ReFT's first stage: imitate the tasks' solutions in RUN/warmup; returns the folder of the model that results.
+
+    It trains what the recipe trains: all weights, or an adapter, which is merged into the model that the second stage
+    starts from and is compared with. Raises DougongError where there is nothing to imitate, and for adapters that no
+    weights can hold.
+    """
     shown = [
         Conversation((*task.messages, {"role": "assistant", "content": task.solution}), source=task.source)
         for task in tasks
@@ -109,78 +111,41 @@ def warm_up(recipe: Rl, tasks: Sequence[Task], resume: bool, quiet: bool) -> Pat
     ]
     if not shown:
         raise DougongError("no task has a solution to imitate; set warmup to 0, or add solutions")
-    run = recipe.run / "warmup"
-    context = load_for_chat(recipe.model).spec.context
+    run, ranks = recipe.run / "warmup", Ranks.join()
+    start = open_for_chat(recipe.model)
+    tuning = tuned(start, recipe.tune, recipe.seed)
+    if tuning is not None and not mergeable(tuning):
+        raise DougongError(
+            f"{recipe.tune.method} is no change of a weight, so what the warm-up learns cannot be where the second "
+            "stage starts; choose a method that can be merged, such as lora, or set warmup to 0"
+        )
     training = replace(
         recipe.training, steps=recipe.warmup, schedule=Schedule("constant", warmup=0), evaluate=0,
         optimizer=Optimizer(rate=recipe.training.optimizer.rate * 10, weight_decay=0.0),
     )  # fmt: skip
     stage = Sft(
-        recipe.model, run, ChatData(held_out=0.0), training=training, batch=recipe.rollout.prompts, length=context,
-        seed=recipe.seed,
+        recipe.model, run, ChatData(held_out=0.0), recipe.tune, training, batch=recipe.rollout.prompts,
+        length=start.spec.context, seed=recipe.seed,
     )  # fmt: skip
     begun = (run / "recipe.yaml").is_file()
-    Ranks.join().wait()
+    ranks.wait()
     sft(stage, shown, resume=resume and begun, quiet=quiet)
+    if ranks.first and (run / "adapter").is_dir():  # once more when resumed: the last time may have been cut short
+        learnt = load_for_chat(recipe.model)
+        load_adapter(learnt, run / "adapter")
+        merge(learnt)
+        save(learnt, run / "model")
+    ranks.wait()
     return run / "model"
 
 
-def rl(
-    recipe: Rl,
-    tasks: Sequence[Task] | None = None,
-    reward: Reward | None = None,
-    resume: bool = False,
-    quiet: bool = False,
-) -> dict[str, float]:
-    """Run a recipe, on the given tasks or on those of `data.path`; the policy is RUN/model, or RUN/adapter.
+def rollout_batches(
+    recipe: Rl, kept: Rollouts, make: Callable[[int, int, float], Experience], identity: str
+) -> Batches:
+    """The updates' batches, rollout after rollout, each made (number, cursor, coefficient) as its first update is due.
 
-    Under torchrun every rank answers and scores a part of each rollout and learns from a part of each update's rows.
-
-    reward: a function of samples in place of the recipe's `reward.kind`. Returns the figures that it also writes to
-    RUN/result.json. Raises DougongError for whatever is wrong with recipe, model or data, before training; `Stopped`
-    when interrupted.
+    Raises DougongError for the state of a run that `identity` does not describe.
     """
-    ranks = Ranks.join()
-    rows = recipe.rollout.prompts * recipe.rollout.samples // recipe.rollout.minibatches
-    if rows < ranks.world:
-        raise DougongError(f"an update has {rows} answers for {ranks.world} processes; raise rollout.prompts")
-    if tasks is None and not recipe.data.path:
-        raise DougongError("data.path is empty; name the files of tasks to learn from")
-    if ranks.first:
-        open_run(recipe, resume)
-    ranks.wait()
-    run, result = recipe.run, recipe.run / "result.json"
-    if resume and result.is_file():
-        return read_json(result)
-    if tasks is None:
-        tasks = list(read_tasks(recipe.data.path))
-    learn, check = split_tasks(tasks, recipe.data.held_out)
-    start = warm_up(recipe, learn, resume, quiet) if recipe.warmup else recipe.model
-    lm = open_for_chat(start)
-    assert lm.tokenizer is not None
-    prompts = prompts_of(lm, learn, recipe.rollout.max_tokens)
-    unseen = prompts_of(lm, check, recipe.rollout.max_tokens)[: recipe.data.checked]
-    if not prompts:
-        raise DougongError(
-            f"none of the {len(learn)} prompts leaves {recipe.rollout.max_tokens} tokens of the model's context "
-            f"({lm.spec.context}) for an answer; lower rollout.max_tokens"
-        )
-    scoring = Scoring(recipe.reward, recipe.rollout.max_tokens, reward)
-    low = choose_precision(recipe.training.precision, run, ranks) == "bfloat16"
-    value = _value_model(recipe, lm) if recipe.rules.advantages == "value" else None
-    tuning = tuned(lm, recipe.tune, recipe.seed)
-    wants_reference = recipe.coefficient > 0 or recipe.kl.limit > 0
-    reference = reference_of(lm.model, tuning) if wants_reference else None
-    kept = Rollouts(run, recipe, ranks)
-
-    def make(number: int, cursor: int, coefficient: float) -> Experience:
-        answered, after = answer_groups(lm, prompts, recipe, scoring, number, cursor, ranks)
-        made = experience(recipe, answered, lm, reference, value, number, after, coefficient, low, ranks)
-        kept.keep(number, made, answered)
-        return made
-
-    names = figure_names(reference is not None)
-    identity = f"{len(prompts)} tasks, {recipe.rollout}, seed {recipe.seed}"
 
     def stream(state: LoaderState | None, ranks: Ranks) -> Iterator[tuple[Batch, LoaderState]]:
         if state is not None and state.identity != identity:
@@ -200,6 +165,60 @@ def rl(
                 yield batch.rows(share.start, share.stop), LoaderState(taken, identity)
             cursor, coefficient, inside, number = made.cursor, made.coefficient, 0, number + 1
 
+    return stream
+
+
+def rl(
+    recipe: Rl,
+    tasks: Sequence[Task] | None = None,
+    reward: Reward | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Run a recipe, on the given tasks or on those of `data.path`; the policy is RUN/model, or RUN/adapter.
+
+    Under torchrun every rank answers and scores a part of each rollout and learns from a part of each update's rows.
+
+    reward: a function of samples in place of the recipe's `reward.kind`. Returns the figures that it also writes to
+    RUN/result.json. Raises DougongError for whatever is wrong with recipe, model or data, before training; `Stopped`
+    when interrupted.
+    """
+    rows, world = recipe.rollout.prompts * recipe.rollout.samples // recipe.rollout.minibatches, Ranks.join().world
+    if rows < world:
+        raise DougongError(f"an update has {rows} answers for {world} processes; raise rollout.prompts")
+    ranks, done = begin(recipe, tasks, "tasks", resume)
+    if done is not None:
+        return done
+    if tasks is None:
+        tasks = list(read_tasks(recipe.data.path))
+    learn, check = split_tasks(tasks, recipe.data.held_out)
+    start = warm_up(recipe, learn, resume, quiet) if recipe.warmup else recipe.model
+    lm = open_for_chat(start)
+    assert lm.tokenizer is not None
+    prompts = prompts_of(lm, learn, recipe.rollout.max_tokens)
+    unseen = prompts_of(lm, check, recipe.rollout.max_tokens)[: recipe.data.checked]
+    if not prompts:
+        raise DougongError(
+            f"none of the {len(learn)} prompts leaves {recipe.rollout.max_tokens} tokens of the model's context "
+            f"({lm.spec.context}) for an answer; lower rollout.max_tokens"
+        )
+    scoring = Scoring(recipe.reward, recipe.rollout.max_tokens, reward)
+    low = choose_precision(recipe.training.precision, recipe.run, ranks) == "bfloat16"
+    value = _value_model(recipe, lm) if recipe.rules.advantages == "value" else None
+    tuning = tuned(lm, recipe.tune, recipe.seed)
+    wants_reference = recipe.coefficient > 0 or recipe.kl.limit > 0
+    reference = reference_of(lm.model, tuning) if wants_reference else None
+    kept = Rollouts(recipe.run, recipe, ranks)
+
+    def make(number: int, cursor: int, coefficient: float) -> Experience:
+        answered, after = answer_groups(lm, prompts, recipe, scoring, number, cursor, ranks)
+        made = experience(recipe, answered, lm, reference, value, number, after, coefficient, low, ranks)
+        kept.keep(number, made, answered)
+        return made
+
+    names = figure_names(reference is not None)
+    stream = rollout_batches(recipe, kept, make, f"{len(prompts)} tasks, {recipe.rollout}, seed {recipe.seed}")
+
     def evaluate(model: Model) -> Mapping[str, float]:
         if not unseen or not ranks.first:
             return {}
@@ -210,7 +229,7 @@ def rl(
     before = evaluate(lm.model)
     torch.manual_seed(recipe.seed)  # of dropout; a resumed run goes on with the state it stopped in
     train(
-        lm.model, stream, recipe.training, run, objective=objective(recipe, value, names), evaluate=evaluate,
+        lm.model, stream, recipe.training, recipe.run, objective=objective(recipe, value, names), evaluate=evaluate,
         resume=resume, label="rl", quiet=quiet, beside=value, blind=math.inf,
     )  # fmt: skip
     lm.model.eval()
@@ -222,11 +241,7 @@ def rl(
         **{f"{name}_before": number for name, number in before.items()},
         **after,
     }
-    if ranks.first:
-        save_tuned(lm, run, start, tuning)
-        write_json(result, figures)
-    ranks.wait()
-    return figures
+    return finish(recipe, ranks, figures, lambda: save_tuned(lm, recipe.run, start, tuning))
 
 
 def _value_model(recipe: Rl, lm: LanguageModel) -> Model:

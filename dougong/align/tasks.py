@@ -9,7 +9,7 @@ from typing import Any
 from dougong.align.rewards.sample import Task
 from dougong.base import DougongError
 from dougong.data import Problem
-from dougong.data.chat import Message, conversation_from
+from dougong.data.chat import Message, asked, conversation_from
 from dougong.data.readers import read_records, well_formed
 
 _QUESTIONS = ("question", "problem", "prompt", "instruction", "query")
@@ -48,23 +48,13 @@ def task_from(row: Any, source: str, where: str = "") -> Task:
 
 
 def _asked(row: Mapping[str, Any], source: str, where: str) -> tuple[Message, ...]:
-    system = row.get("system")
-    turns: list[Any] = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
-    if isinstance(row.get("messages"), list):
-        turns += row["messages"]
-    else:
-        key = next((key for key in ("text", *_QUESTIONS) if key in row), None)
-        if key is None:
-            raise DougongError(
-                f"{where} has the keys {', '.join(map(str, row)) or 'none'}; expected messages or one of "
-                f"{', '.join(_QUESTIONS)}"
-            )
-        asked = row[key]
-        if isinstance(asked, list):
-            turns += asked
-        else:
-            parts = [asked, row.get("input")] if key == "instruction" else [asked]
-            turns.append({"role": "user", "content": "\n".join(str(part) for part in parts if part)})
+    keys = ("messages", "text", *_QUESTIONS)
+    turns = asked(row, keys if isinstance(row.get("messages"), list) else keys[1:])
+    if turns is None:
+        raise DougongError(
+            f"{where} has the keys {', '.join(map(str, row)) or 'none'}; expected messages or one of "
+            f"{', '.join(_QUESTIONS)}"
+        )
     if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role", turns[-1].get("from")) in (
         "assistant", "gpt",
     ):  # fmt: skip

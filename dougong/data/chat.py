@@ -6,14 +6,17 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dougong.base import DougongError
+from dougong.data.documents import hash_fraction
 from dougong.data.example import Example
 from dougong.data.readers import read_records, well_formed
 
 if TYPE_CHECKING:
     from dougong.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 # {"role": "system" | "user" | "assistant" | "tool", "content": str, "tool_calls"?: [...], "reasoning_content"?: str}
 Message = dict[str, Any]
@@ -90,6 +93,32 @@ def conversation_from(row: Any, source: str, where: str = "") -> Conversation:
     return Conversation(messages, _tools(row.get("tools"), where), source)
 
 
+def asked(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any] | None:
+    """The raw turns in which a row asks: its system's, and under the first of `keys` that it has a text, turns, or an
+    instruction with its input. None where it has none of the keys."""
+    key = next((key for key in keys if key in row), None)
+    if key is None:
+        return None
+    system = row.get("system")
+    turns: list[Any] = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
+    if isinstance(row[key], list):
+        return [*turns, *row[key]]
+    return [*turns, {"role": "user", "content": _instruction(row) if key == "instruction" else row[key]}]
+
+
+def _instruction(row: Mapping[str, Any]) -> str:
+    """Alpaca's instruction with its input."""
+    return "\n".join(part for part in (row["instruction"], row.get("input")) if isinstance(part, str) and part)
+
+
+def hold_out(items: Sequence[T], share: float, said: Callable[[T], Iterable[Message]]) -> tuple[list[T], list[T]]:
+    """(the rest, about `share` of the items), by a hash of the messages that `said` gives: equal ones stay together."""
+    sides: tuple[list[T], list[T]] = ([], [])
+    for each in items:
+        sides[hash_fraction("".join(str(message["content"]) for message in said(each))) < share].append(each)
+    return sides
+
+
 def _alpaca(row: Mapping[str, Any], where: str) -> Iterator[Message]:
     if row.get("system"):
         yield _message("system", row["system"], where)
@@ -98,8 +127,7 @@ def _alpaca(row: Mapping[str, Any], where: str) -> Iterator[Message]:
             raise DougongError(f"{where}: history holds {turn!r}; expected pairs of question and answer")
         yield _message("user", turn[0], where)
         yield _message("assistant", turn[1], where)
-    asked = "\n".join(part for part in (row["instruction"], row.get("input")) if isinstance(part, str) and part)
-    yield _message("user", asked, where)
+    yield _message("user", _instruction(row), where)
     yield _answer(row, row["output"], where)
 
 
@@ -124,8 +152,8 @@ def _prompt(row: Mapping[str, Any], where: str) -> Iterator[Message]:
 
 
 def _question(row: Mapping[str, Any], where: str) -> Iterator[Message]:
-    asked = [part for part in (row.get("context"), row["question"]) if isinstance(part, str) and part]
-    yield _message("user", "\n".join(asked), where)
+    parts = [part for part in (row.get("context"), row["question"]) if isinstance(part, str) and part]
+    yield _message("user", "\n".join(parts), where)
     yield _answer(row, row["answer"], where)
 
 

@@ -74,6 +74,22 @@ def _chunks(count: int, vocab: int) -> list[slice]:
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
+def _losses(scores: Float[Tensor, "N V"], target: Int[Tensor, "N 1"]) -> tuple[Float[Tensor, "N 1"], Tensor]:
+    """Each row's loss and the gradient of its scores, softmax minus one-hot; on a CPU it is written over the scores."""
+    if torch.compiler.is_compiling():  # as a comparison it fuses with what stands around it
+        scores = scores.log_softmax(1)
+        columns = torch.arange(scores.shape[1], device=scores.device)
+        return -scores.gather(1, target), scores.exp() - (columns == target).float()
+    chosen, largest = scores.gather(1, target), scores.amax(1, keepdim=True)
+    if scores.device.type == "cpu":  # one pass in place, where a log-softmax and its exponential take two and more room
+        grad = torch.ops.aten._softmax.out(scores, 1, False, out=scores)
+    else:
+        grad = scores.softmax(1)
+    # log sum exp(s) = s - log softmax(s) for any s; at the largest the softmax is never too small for its logarithm
+    losses = largest - grad.amax(1, keepdim=True).log() - chosen
+    return losses, grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -93,17 +109,10 @@ class _Fused(torch.autograd.Function):
             for rows in _chunks(len(targets), weight.shape[0]):
                 scores = product(hidden_low[rows], weight_low, bias_low).float()
                 target, factor = targets[rows, None], weights[rows, None]
-                scores = scores.log_softmax(1)
-                total -= (scores.gather(1, target) * factor).sum()
+                losses, grad = _losses(scores, target)
+                total += (losses * factor).sum()
                 if not (need_hidden or need_weight or need_bias):
                     continue
-                # softmax - one-hot, times the place's weight
-                if torch.compiler.is_compiling():  # as a comparison it fuses with what stands around it
-                    columns = torch.arange(scores.shape[1], device=scores.device)
-                    grad = scores.exp() - (columns == target).float()
-                else:
-                    grad = scores.exp_()
-                    grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
                 if weighted:
                     grad.mul_(factor)
                 if d_bias is not None:

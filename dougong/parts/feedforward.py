@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +49,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activated(name: str, gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"] | None = None) -> Float[Tensor, "*N F"]:
-    """f(gate), times up where there is one; without a gradient in one pass where our own kernels serve."""
-    if not torch.is_grad_enabled() and (ours := native.serving(gate)) is not None and ours.can_activate(name, gate, up):
+    """f(gate), times up where there is one; in one pass where our own kernels serve."""
+    if torch.is_grad_enabled():
+        if name == "silu" and up is not None and not torch.compiler.is_compiling():
+            y = _SwiGLU.apply(gate, up)
+            assert isinstance(y, Tensor)
+            return y
+    elif (ours := native.serving(gate)) is not None and ours.can_activate(name, gate, up):
         return ours.activate(name, gate, up)
     y = ACTIVATIONS[name](gate)
     return y if up is None else y * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(g) u, which keeps g and u alone. With s = sigmoid(g): dg = dy u s (1 + g (1 - s)), du = dy g s."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return activated("silu", gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        plain = all(each.dtype == torch.float32 and each.is_contiguous() for each in (gate, up, grad))
+        ours = native.serving(gate) if plain else None
+        if ours is not None:
+            return ours.swiglu_gradient(gate, up, grad)
+        return torch.ops.aten.silu_backward.default(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 def dropped(x: Float[Tensor, "*N"], share: float, training: bool) -> Float[Tensor, "*N"]:

@@ -8,7 +8,7 @@ the product (LoRA and its kin), `placement` what happens around it when the weig
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,10 @@ class Adapter(Protocol):
 
     def __call__(self, layer: Linear, x: Tensor, y: Tensor) -> Tensor: ...
 
+    def whole(self, layer: Linear, x: Tensor) -> Tensor | None:
+        """The Linear's own product and the change to it at once, where that is sooner; None: one after the other."""
+        ...
+
 
 @runtime_checkable
 class Placement(Protocol):
@@ -88,8 +92,13 @@ class Linear(nn.Module):
     def forward(self, x: Float[Tensor, "*N i"]) -> Float[Tensor, "*N o"]:
         if self.placement is not None:
             x = self.placement.before(x)
-        y = self.storage.matmul(x, self.bias)
-        for adapter in self.adapters.values():
+        adapters: list[Any] = list(self.adapters.values())
+        y = adapters[0].whole(self, x) if adapters else None
+        if y is None:
+            y = self.storage.matmul(x, self.bias)
+        else:
+            adapters = adapters[1:]
+        for adapter in adapters:
             y = adapter(self, x, y)
         return y if self.placement is None else self.placement.after(y)
 

@@ -36,20 +36,25 @@ class Norm:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with its gradient by hand, which keeps x and one number a row.
+    """RMSNorm with its gradient by hand, which keeps x alone.
 
     With r = (mean(x^2) + eps)^-1/2 and g = w dy:  dx = r g - x r^3 mean(g x),  dw = sum dy x r.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_rms(x, eps)
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        ours = native.serving(x) if x.is_contiguous() else None
+        return (x * _inverse_rms(x, eps)).mul_(weight) if ours is None else ours.rms_norm(x, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, inverse = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        ours = native.serving(x) if x.is_contiguous() and not ctx.needs_input_grad[1] else None
+        if ours is not None:
+            return ours.rms_norm_gradient(x, weight, grads[0].contiguous(), ctx.eps), None, None
+        inverse = _inverse_rms(x, ctx.eps)
         normal = x * inverse
         product = grads[0] * normal
         dw = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None

@@ -216,8 +216,13 @@ def _pairs(x: Tensor, size: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     return part[..., : size // 2], part[..., size // 2 :]
 
 
-def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Write the rotation of x into `out`, of the same shape in any layout, without a temporary."""
+def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool = False) -> Tensor:
+    """Write the rotation of x, or the one back, into `out`, of the same shape in any layout, without a temporary."""
+    plain = not interleaved and x.dtype == out.dtype == cos.dtype == torch.float32
+    if plain and x.stride(3) == out.stride(3) == 1 and (ours := native.serving(x)) is not None:
+        ours.turn_text(x, cos.contiguous(), sin.contiguous(), out, back)
+        return out
+    cos, sin = cos[:, :, None], -sin[:, :, None] if back else sin[:, :, None]
     size = 2 * cos.shape[-1]
     (a, b), (c, d) = _pairs(x, size, interleaved), _pairs(out, size, interleaved)
     torch.mul(a, cos, out=c).addcmul_(b, sin, value=-1)
@@ -244,7 +249,7 @@ class _Turn(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         grad = grads[0].transpose(1, 2)
         out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        return _turn_into(out, grad, cos, -sin, ctx.interleaved), None, None, None
+        return _turn_into(out, grad, cos, sin, ctx.interleaved, back=True), None, None, None
 
 
 def turn(
@@ -263,8 +268,8 @@ def turn(
         if alone and x.stride()[2:] == (size, 1) and (ours := native.serving(x)) is not None:
             return ours.turn(x, cos.contiguous(), sin.contiguous())
         out = x.new_empty(batch, heads, tokens, size)
-        _turn_into(out.transpose(1, 2), x, cos[:, :, None], sin[:, :, None], interleaved)
+        _turn_into(out.transpose(1, 2), x, cos, sin, interleaved)
         return out
-    out = _Turn.apply(x, cos[:, :, None], sin[:, :, None], interleaved)
+    out = _Turn.apply(x, cos, sin, interleaved)
     assert isinstance(out, Tensor)
     return out

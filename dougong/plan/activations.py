@@ -3,8 +3,8 @@
 Counted from what this package's modules save (parts/*.py), each kind of layer by its own formula. In float32, with D
 width, q = heads * head size, k = kv_heads * head size, F feed-forward width, in numbers a token:
 
-- a norm keeps its input, D, and its statistics (RMSNorm 1, LayerNorm 2); its output, D, is kept by the Linears that
-  read it, once for all of them
+- a norm keeps its input, D, and its statistics (RMSNorm none with weights in float32, else 1; LayerNorm 2); its
+  output, D, is kept by the Linears that read it, once for all of them
 - a Linear keeps its input; its output only if what follows keeps it
 - attention keeps queries, keys, values and its output (q + k + k + q) and a normaliser a head. Fewer key heads than
   query heads are spread out first: keys and values then take q each. Rotated queries make the kernel lay its output out
@@ -12,11 +12,10 @@ width, q = heads * head size, k = kv_heads * head size, F feed-forward width, in
 - scores are not kept: the kernel makes them again (FlashAttention, Dao et al. 2022). Except on a CPU, where for short
   texts `attend` keeps them, because that is faster: then each block of queries keeps its weights for the keys up to its
   end, heads times about (T + 128) / 2 a token, but neither the normaliser nor a second copy of the output
-- a GatedMLP keeps gate, act(gate), up and their product: 4 F. An MLP keeps up and act(up): 2 F. ReLU's output says all
-  that its gradient needs: F less
-
-- a mixture of experts keeps, for each of the k experts of a token, its input, what a GatedMLP keeps, and its output,
-  and the router's scores
+- a GatedMLP keeps gate, up and their product, and act(gate) unless act is SiLU: 3 F or 4 F. An MLP keeps up and
+  act(up): 2 F. ReLU's output says all that its gradient needs: F less
+- a mixture of experts keeps, for each of the k experts of a token, its input, 4 F or 2 F, and its output, and the
+  router's scores
 - any other mixer or feed-forward is asked: it runs once over tensors without memory, and what it saves is added up
 
 Under autocast to a 2-byte type the residual path and the norms stay in float32, products are kept in 2 bytes, and every
@@ -169,7 +168,8 @@ def feedforward_bytes(ffn: FeedForward, width: int, step: Step) -> float:
     if not isinstance(ffn, (MLP, GatedMLP)):
         return asked(ffn, width, step)
     kept = 4 if isinstance(ffn, GatedMLP) else 2
-    return step.itemsize * ffn.hidden * (kept + _MORE.get(ffn.activation, 0))
+    less = ffn.activation == "silu" and isinstance(ffn, GatedMLP)
+    return step.itemsize * ffn.hidden * (kept + _MORE.get(ffn.activation, 0) - less)
 
 
 def layer_bytes(layer: LayerSpec, width: int, step: Step) -> float:
@@ -179,6 +179,8 @@ def layer_bytes(layer: LayerSpec, width: int, step: Step) -> float:
     if layer.ffn is not None:
         count += feedforward_bytes(layer.ffn, width, step)
         inputs += layer.wiring != "parallel"
+    if step.low and layer.wiring == "sandwich":  # norms of what products give keep it beside its copy in floats
+        inputs += 2
     return count + step.itemsize * width * inputs
 
 

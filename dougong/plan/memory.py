@@ -102,9 +102,10 @@ def training_memory(
     activations += low * layer_matrices(spec)  # autocast's copies of the weights are kept like activations
     head = spec.vocab * spec.width
     # In the loss: the gradients of the hidden states and of the head (below float32 also the head's copy and what one
-    # chunk adds to its gradient), and a chunk of logits before and after its softmax, beside the one before it.
+    # chunk adds to its gradient), and a chunk of logits (below float32 also as the product gives them and as the next
+    # takes their gradient) beside the one before it.
     chunk = min(rows, chunk_rows(spec.vocab))
-    logits = FLOAT * spec.vocab * max(2 * chunk, chunk + 2 * min(chunk, rows - chunk))
+    logits = spec.vocab * (FLOAT * (chunk + min(chunk, rows - chunk)) + 2 * low * chunk)
     loss = FLOAT * rows * spec.width + (FLOAT + 2 * low) * head + logits
     # At the end of the backward pass: the embedding's gradient arrives whole before it is added to the head's, or the
     # first layer stands there again in full.

@@ -1,6 +1,6 @@
 """The chat template that our own tokenizers carry: ChatML with tools, thinking and `{% generation %}` spans."""
 
-CHATML_TEMPLATE = """\
+_SYSTEM = """\
 {%- if tools or (messages and messages[0].role == 'system') %}
     {{- '<|im_start|>system\\n' }}
     {%- if messages and messages[0].role == 'system' %}
@@ -8,13 +8,9 @@ CHATML_TEMPLATE = """\
     {%- endif %}
     {%- if tools %}
         {%- if messages and messages[0].role == 'system' %}
-            {{- '\\n\\n' }}
-        {%- endif %}
-        {{- 'You can call these tools:\\n' }}
-        {%- for tool in tools %}
-            {{- '<tool>' + (tool | tojson) + '</tool>\\n' }}
-        {%- endfor %}
-        {{- 'To call one, write <tool_call>{"name": ..., "arguments": {...}}</tool_call>' }}
+"""
+
+_MESSAGES = """\
     {%- endif %}
     {{- '<|im_end|>\\n' }}
 {%- endif %}
@@ -52,3 +48,19 @@ CHATML_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+
+_TOOLS = """\
+        {{- 'You can call these tools:\\n' }}
+        {%- for tool in tools %}
+            {{- '<tool>' + (tool | tojson) + '</tool>\\n' }}
+        {%- endfor %}
+        {{- 'To call one, write <tool_call>{"name": ..., "arguments": {...}}</tool_call>' }}
+"""
+
+
+def chatml(tools: str, apart: str) -> str:
+    """The template whose system message offers tools by the template `tools`, `apart` from what else it says."""
+    return f"{_SYSTEM}            {{{{- '{apart}' }}}}\n        {{%- endif %}}\n{tools}{_MESSAGES}"
+
+
+CHATML_TEMPLATE = chatml(_TOOLS, apart="\\n\\n")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dougong.base import DougongError, atomic_file, record_from, record_to
+from dougong.base import DougongError, atomic_file, read_json, record_from, record_to, write_json
 from dougong.model import ModelSpec, decoder_spec
 from dougong.train.loop import Training
 from dougong.train.optimizers import Optimizer
+from dougong.train.ranks import Ranks
 from dougong.train.schedule import Schedule
 from dougong.tune import Tune
 
 R = TypeVar("R")
+RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,31 @@ def open_run(recipe: Any, resume: bool) -> Path:
     else:
         write_recipe(noted, recipe)
     return run
+
+
+def begin(recipe: Any, given: object | None, what: str, resume: bool) -> tuple[Ranks, dict[str, float] | None]:
+    """The opening of a job that reads `what` from data.path or was `given` them: the ranks that share it, with its run
+    folder made; and the figures of a run that is finished already, which a resumed job only tells again.
+
+    Raises DougongError where nothing is given or named, and as `open_run` does.
+    """
+    ranks = Ranks.join()
+    if given is None and not recipe.data.path:
+        raise DougongError(f"data.path is empty; name the files of {what} to learn from")
+    if ranks.first:
+        open_run(recipe, resume)
+    ranks.wait()
+    result = recipe.run / RESULT
+    return ranks, read_json(result) if resume and result.is_file() else None
+
+
+def finish(recipe: Any, ranks: Ranks, figures: dict[str, float], save: Callable[[], None]) -> dict[str, float]:
+    """The end of a job: the first rank saves what was learnt and then the figures, which say that the run is whole."""
+    if ranks.first:
+        save()
+        write_json(recipe.run / RESULT, figures)
+    ranks.wait()
+    return figures
 
 
 def _difference(before: Any, after: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from dougong.base import DougongError, read_json, write_json
+from dougong.base import DougongError
 from dougong.data import (
     Conversation,
     Example,
@@ -20,12 +20,12 @@ from dougong.data import (
     read_conversations,
 )
 from dougong.data.batch import Batch
-from dougong.data.documents import hash_fraction
+from dougong.data.chat import hold_out
 from dougong.data.loader import LoaderState
 from dougong.model import Model
 from dougong.train.loop import next_token, train
 from dougong.train.ranks import Ranks
-from dougong.train.recipe import ChatData, Sft, open_run
+from dougong.train.recipe import ChatData, Sft, begin, finish
 from dougong.train.tuned import check_length, load_for_chat, open_for_chat, save_tuned, tuned
 
 __all__ = ["held_out_loss", "load_for_chat", "read_sources", "sft", "split_conversations"]
@@ -40,10 +40,7 @@ def split_conversations(
     conversations: Sequence[Conversation], held_out: float
 ) -> tuple[list[Conversation], list[Conversation]]:
     """(training, held-out) by a hash of what is said, so that equal conversations fall on the same side."""
-    sides: tuple[list[Conversation], list[Conversation]] = ([], [])
-    for each in conversations:
-        sides[hash_fraction("".join(str(message["content"]) for message in each.messages)) < held_out].append(each)
-    return sides
+    return hold_out(conversations, held_out, lambda each: each.messages)
 
 
 @torch.no_grad()
@@ -68,15 +65,9 @@ def sft(
     Returns the figures that it also writes to RUN/result.json. Raises DougongError for whatever is wrong with recipe,
     model or data, before training; `Stopped` when interrupted.
     """
-    ranks = Ranks.join()
-    if conversations is None and not recipe.data.path:
-        raise DougongError("data.path is empty; name the files of conversations to learn from")
-    if ranks.first:
-        open_run(recipe, resume)
-    ranks.wait()
-    result = recipe.run / "result.json"
-    if resume and result.is_file():
-        return read_json(result)
+    ranks, done = begin(recipe, conversations, "conversations", resume)
+    if done is not None:
+        return done
     given = [list(conversations)] if conversations is not None else read_sources(recipe.data)
     lm = open_for_chat(recipe.model)
     assert lm.tokenizer is not None
@@ -122,8 +113,4 @@ def sft(
         **{f"{name}_before": value for name, value in before.items()},
         **after,
     }
-    if ranks.first:
-        save_tuned(lm, recipe.run, recipe.model, tuning)
-        write_json(result, figures)
-    ranks.wait()
-    return figures
+    return finish(recipe, ranks, figures, lambda: save_tuned(lm, recipe.run, recipe.model, tuning))

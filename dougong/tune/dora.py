@@ -1,7 +1,7 @@
 """DoRA (Liu et al. 2024, arXiv 2402.09353): length and direction of every row of the weight apart.
 
 W' = m (W + s B A) / ||W + s B A||, the norm over each output's row and taken as a constant by the gradient; m starts as
-the rows' lengths, so that W' = W. A bias stays as it is.
+the rows' lengths, so that W' = W. A bias stays as it is. A row of zeros has no direction and stays one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class DoRA(LowRank):
         return DoRAPlugin(tuning, a, b, self.scale_of(path, rank), self.dropout, lengths(matrix(site)))
 
 
+_LEAST = 1e-12  # length of a row; what is shorter is nothing
+
+
 def lengths(weight: Float[Tensor, "*E o i"]) -> Float[Tensor, "*E o"]:
     return torch.linalg.vector_norm(weight, dim=-1)
 
@@ -59,7 +62,7 @@ class DoRAPlugin(LowRankPlugin):
         return (self.squares[1] + 2 * self.scale * inner + self.scale**2 * own).clamp(min=0).sqrt()
 
     def change(self, layer: Any, x: Tensor, y: Tensor, groups: Groups | None = None) -> Tensor:
-        factor = self.magnitude / self._lengths(layer.weight).to(self.magnitude.dtype)
+        factor = self.magnitude / self._lengths(layer.weight).to(self.magnitude.dtype).clamp(min=_LEAST)
         bias = layer.bias
         if groups is not None:
             expert, inside = experts_of(groups, len(x))
@@ -70,5 +73,5 @@ class DoRAPlugin(LowRankPlugin):
         return (bias + factor * product).to(y.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
-        factor = self.magnitude / lengths(base + self.delta())
+        factor = self.magnitude / lengths(base + self.delta()).clamp(min=_LEAST)
         return factor[..., None] * (weight + self.delta()), bias

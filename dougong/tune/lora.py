@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from dougong.base import DougongError
 from dougong.parts.embedding import EmbeddingLayer
 from dougong.parts.grouped import GroupedLinear, Groups, grouped
-from dougong.parts.linear import Linear
+from dougong.parts.linear import Dense, Linear
 from dougong.parts.shapes import Float
 from dougong.tune.method import Method, at_least, kind, sizes
 from dougong.tune.places import Site, matches
-from dougong.tune.thin import add_thin
+from dougong.tune.thin import add_thin, pays, thin_linear
 from dougong.tune.tuning import Plugin, Tuning
 
 
@@ -93,6 +93,19 @@ class LowRankPlugin(Plugin):
     def change(self, layer: Any, x: Tensor, y: Tensor, groups: Groups | None = None) -> Tensor:
         a, b = self.factors()
         return add_product(self.scale, a, b, dropped(self, x), y, groups)
+
+    def instead(self, layer: Any, x: Tensor) -> Tensor | None:
+        """x (W + s B A)^T where that takes less than W x and B A x one after the other: many rows, in training."""
+        if type(self).change is not LowRankPlugin.change or not isinstance(layer.storage, Dense):
+            return None
+        weight, (a, b) = layer.storage.weight, self.factors()
+        plain = not weight.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        alike = x.dtype == weight.dtype == a.dtype == b.dtype
+        if not plain or not alike or not len(a) or (self.dropout and self.training):
+            return None
+        if not pays(x.numel() // x.shape[-1], *weight.shape):
+            return None
+        return thin_linear(self.scale, a, b, x, weight, layer.bias)
 
     def factors(self) -> tuple[Float[Tensor, "*E r i"], Float[Tensor, "*E o r"]]:
         """A and B, without the scale."""

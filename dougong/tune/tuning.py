@@ -122,6 +122,11 @@ class Plugin(nn.Module, ABC):
         x: (N, i), or token ids (N) on an embedding; y: (N, o). On experts the rows are sorted by `groups`.
         """
 
+    def instead(self, layer: Any, x: Tensor) -> Tensor | None:
+        """The layer's product with the change in it, where one computation of both is sooner than `change` after the
+        product; None: it is not. Asked where the adapter serves all rows of a Linear."""
+        return None
+
     def merged(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight (o, i) or (E, o, i), float32, and bias of one layer that gives what the adapted one does.
 
@@ -132,6 +137,9 @@ class Plugin(nn.Module, ABC):
     @property
     def by_row(self) -> bool:
         return self.tuning.on and self.tuning.units is not None
+
+    def whole(self, layer: Any, x: Tensor) -> Tensor | None:
+        return self.instead(layer, x) if self.tuning.on and self.tuning.units is None else None
 
     def forward(self, layer: Any, x: Tensor, y: Tensor, groups: Groups | None = None) -> Tensor:
         return for_its_rows(self.tuning, lambda x, y, groups: self.change(layer, x, y, groups), x, y, groups)

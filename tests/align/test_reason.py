@@ -70,6 +70,13 @@ def test_thinking_that_ends_early_goes_on():
             thinking(budget, least)
 
 
+@pytest.mark.parametrize("says", ["abc", "abc\n"])
+def test_a_line_break_stands_once_before_the_end_of_thinking(says):
+    """As chat templates write it, whether the model wrote one itself or not."""
+    _, engine = thinking(10, says=says)
+    assert engine.asked[-1][0] == "1?startabc\nend\n\n"
+
+
 def test_most_chains_decide():
     texts = ["so the answer is 7", "answer: 8", "the answer is 7", "", "\\boxed{8}", "#### 7"]
     vote = self_consistency(Scripted(lambda _, at: texts[at]), "q", 6, replace(WARM, max_tokens=64))
@@ -128,6 +135,13 @@ def test_with_a_real_engine():
     assert len(self_consistency(engine, "1?", 3, WARM).texts) == 3
     paths = verified_search(engine, "1?", lambda texts: [-len(text) for text in texts], WARM, depth=2)
     assert paths and paths == sorted(paths, key=lambda path: -path.value)
+    by_ids = verified_search(
+        engine, lm.tokenizer.encode("1?"), lambda texts: [-len(text) for text in texts], WARM, depth=2,
+        tokenizer=lm.tokenizer,
+    )  # fmt: skip
+    assert len(by_ids) == len(paths) and by_ids == sorted(by_ids, key=lambda path: -path.value)
+    with pytest.raises(DougongError, match="give the tokenizer"):
+        proposals(engine, [1, 2], WARM)(Path(), 1)
     again = verified_search(engine, "1?", lambda texts: [-len(text) for text in texts], WARM, depth=2)
     assert again == paths  # a seed repeats
 

@@ -30,9 +30,11 @@ from dougong.align.rl_recipe import Rollout as How
 from dougong.base import DougongError
 from dougong.cli import main
 from dougong.data.batch import IGNORED
+from dougong.hub import load
 from dougong.parts.heads import reward
 from dougong.train import Optimizer, Schedule, Stopped, Training
 from dougong.train.monitor import read_metrics
+from dougong.tune import Tune
 from tests.align.models import saved, says, talker, user, weights
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -262,6 +264,25 @@ def test_warm_up_then_rl_learns_the_answers(tmp_path):
     seen = rewards_of(how.run)
     assert (how.run / "warmup" / "model").is_dir()
     assert sum(seen[-4:]) / 4 > max(0.8, sum(seen[:2]) / 2)
+
+
+def test_a_warm_up_trains_the_adapter_that_was_asked_for(tmp_path):
+    """What it learns is where the second stage starts; the weights move along the adapter alone."""
+    tune = Tune("lora", "o", options={"rank": 2})
+    learn = How(prompts=4, samples=2, max_tokens=3)
+    how = recipe(tmp_path, "reft", 2, warmup=3, held_out=0.0, tune=tune, rollout=learn,
+                 reward=Rewards("exact"))  # fmt: skip
+    tasks = [replace(task, answer="7", solution="7") for task in TASKS]
+    rl(how, tasks, quiet=True)
+    before, after = (load(path).model.weights() for path in (how.model, how.run / "warmup" / "model"))
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved and all(".o." in name for name in moved)
+    assert all(torch.linalg.matrix_rank(after[name] - before[name], atol=1e-6) <= 2 for name in moved)
+    named = json.loads((how.run / "adapter" / "adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == str(how.run / "warmup" / "model")
+    how = replace(how, run=tmp_path / "prompted", tune=Tune("prompt", options={"tokens": 2}))
+    with pytest.raises(DougongError, match="no change of a weight"):
+        rl(how, tasks, quiet=True)
 
 
 def test_preferences_to_a_reward_model_to_a_policy(tmp_path):

@@ -342,3 +342,60 @@ def test_a_compiler_that_fails_is_no_error(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True)
     assert "building them failed" in done.stdout and "no such thing" in done.stdout, done.stdout + done.stderr
     assert not list((tmp_path / ".cache" / "dougong").iterdir())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 99))
+def test_the_gate_of_a_swiglu_and_its_gradients_are_the_formula(rows: int, width: int):
+    gate, up, grad = (torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 4 for seed in range(3))
+    found = []
+    for formula in (lambda gate, up: activated("silu", gate, up), lambda gate, up: F.silu(gate) * up):
+        inputs = gate.clone().requires_grad_(True), up.clone().requires_grad_(True)
+        y = formula(*inputs)
+        found.append((y, *torch.autograd.grad(y, inputs, grad)))
+    for mine, truth in zip(*found, strict=True):
+        assert torch.allclose(mine, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gate_is_finite_however_far_it_is_driven():
+    gate = torch.tensor([-1e30, -200.0, -88.0, -0.0, 0.0, 88.0, 200.0, 1e30], requires_grad=True)
+    y = activated("silu", gate, torch.ones(8))
+    y.sum().backward()
+    assert torch.allclose(y, F.silu(gate)) and gate.grad is not None
+    assert torch.allclose(gate.grad, torch.tensor([0, 0, 0, 0.5, 0.5, 1, 1, 1]), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 99), st.booleans())
+def test_the_gradient_of_a_norm_is_the_one_in_float64(rows: int, width: int, frozen: bool):
+    generator = torch.Generator().manual_seed(rows * 100 + width)
+    x, grad = torch.randn(rows, width, generator=generator), torch.randn(rows, width, generator=generator)
+    norm = Norm("rms", 1e-5).build(width)
+    torch.nn.init.normal_(norm.weight, 1.0, 0.3, generator=generator)
+    norm.weight.requires_grad_(not frozen)
+    x.requires_grad_(True)
+    y = norm(x)
+    mine = torch.autograd.grad(y, x, grad)[0]
+    wide = x.detach().double().requires_grad_(True)
+    truth = F.rms_norm(wide, (width,), norm.weight.detach().double(), 1e-5)
+    assert torch.allclose(y, truth.float(), rtol=1e-5, atol=1e-5)
+    expected = torch.autograd.grad(truth, wide, grad.double())[0].float()
+    # Along x the two terms cancel, in a single column wholly: what is left is rounding of the larger.
+    terms = grad.abs().amax(-1) * (x.detach().square().mean(-1) + 1e-5).rsqrt()
+    assert torch.allclose(mine, expected, rtol=1e-4, atol=1e-5 * float(terms.max()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 9), st.integers(1, 3), st.integers(1, 20), st.integers(0, 5), st.booleans())
+def test_whole_texts_are_turned_and_their_gradients_turned_back(batch, tokens, heads, h, rest, rows_differ):
+    generator = torch.Generator().manual_seed(batch * 1000 + tokens * 100 + h)
+    x = torch.randn(batch, tokens, heads, 2 * h + rest, generator=generator)
+    angles = torch.randn(batch if rows_differ else 1, tokens, h, generator=generator)
+    grad = torch.randn(batch, heads, tokens, 2 * h + rest, generator=generator)
+    found = []
+    for kind in (torch.float32, torch.float64):  # the formula in float64
+        given_x = x.to(kind).requires_grad_(True)
+        y = turn(given_x, angles.to(kind).cos(), angles.to(kind).sin())
+        found.append((y.float(), torch.autograd.grad(y, given_x, grad.to(kind))[0].float()))
+    for mine, truth in zip(*found, strict=True):
+        assert torch.allclose(mine, truth, rtol=1e-5, atol=1e-5)

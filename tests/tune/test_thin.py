@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dougong.tune import LoRAFA, attach
-from dougong.tune.thin import add_thin
+from dougong.tune import LoRA, LoRAFA, attach, attached
+from dougong.tune.thin import add_thin, thin_linear
 
 from .models import build, run, text
 
@@ -37,6 +38,43 @@ def test_it_is_the_formula_with_its_gradients(rows, inputs, outputs, rank, train
         assert torch.allclose(mine, expected, rtol=1e-10, atol=1e-10)
 
 
+@settings(max_examples=40)
+@given(SIZES, SIZES, SIZES, st.integers(1, 3), st.sets(st.sampled_from(["a", "b", "x", "bias"]), min_size=1))
+def test_the_whole_product_is_the_formula_with_its_gradients(rows, inputs, outputs, rank, trained):
+    weight = torch.randn(outputs, inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(inputs))
+    found = []
+    for formula in (thin_linear, lambda s, a, b, x, weight, bias: F.linear(x, weight + s * b @ a, bias)):
+        given = operands(rows, inputs, outputs, rank)
+        given = {"bias": given.pop("y")[0, 0], **given}
+        for name in trained:
+            given[name].requires_grad_(True)
+        value = formula(1.7, weight=weight, **given)
+        (value * torch.arange(value.numel(), dtype=value.dtype).view(value.shape)).sum().backward()
+        found.append([value.detach(), *(given[name].grad for name in sorted(trained))])
+        assert all(each.grad is None for name, each in given.items() if name not in trained)
+    for mine, expected in zip(*found, strict=True):
+        assert torch.allclose(mine, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), LoRAFA(rank=2), LoRA(rank=2, dropout=0.5)])
+def test_many_rows_and_few_learn_the_same(method, monkeypatch):
+    """Whichever way the product is made; with dropout there is one way alone."""
+    found = []
+    for pays in (lambda *sizes: True, lambda *sizes: False):
+        monkeypatch.setattr("dougong.tune.lora.pays", pays)
+        lm = build("llama")
+        attach(lm, method)
+        for plug in attached(lm)["default"].plugs.values():
+            torch.nn.init.normal_(plug.b, std=0.1, generator=torch.Generator().manual_seed(1))
+        lm.model.train()
+        torch.manual_seed(0)
+        run(lm, text(3, 9)).square().sum().backward()
+        found.append([each.grad for each in attached(lm)["default"].parameters().values()])
+    for mine, expected in zip(*found, strict=True):
+        assert (mine is None) == (expected is None)
+        assert mine is None or torch.allclose(mine, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize(("trained", "kept"), [("b", {"low"}), ("ab", {"x", "low", "b"}), ("y", set())])
 def test_only_what_a_gradient_needs_is_kept(trained, kept):
     """LoRA-FA keeps r numbers a token where LoRA keeps the input."""
@@ -51,8 +89,6 @@ def test_only_what_a_gradient_needs_is_kept(trained, kept):
 
 
 def test_lora_fa_keeps_less_than_lora():
-    from dougong.tune import LoRA
-
     seen = {}
     for method in (LoRA(rank=2), LoRAFA(rank=2)):
         lm = build("llama", hidden_size=64, intermediate_size=256)

@@ -26,6 +26,7 @@ from dougong.train.sft import sft
 from dougong.tune import (
     AdaLoRA,
     DeltaLoRA,
+    DoRA,
     LoRA,
     LoRAFA,
     LoRAPlus,
@@ -337,3 +338,24 @@ def test_questions_with_reasoning(data):
     row = {"question": "2 + 2?", "rationale": "two and two", "answer": "4"}
     question, answer = conversation_from(row, "x").messages
     assert question["content"] == "2 + 2?" and answer["content"] == "4" and answer["reasoning_content"] == "two and two"
+
+
+def test_dora_leaves_rows_of_zeros_alone():
+    """Output matrices of fresh models start as zeros: no direction, and nothing to divide by."""
+    lm, tokens = build("llama"), text()
+    dead = lm.model.layers[0].mixer.o
+    with torch.no_grad():
+        dead.weight[:5].zero_()
+    before = logits(lm, tokens)
+    attach(lm, DoRA(rank=2))
+    near(logits(lm, tokens), before)
+    lm.model.train()
+    optimizers = Optimizer(rate=1e-2).build(lm.model, 10)
+    for _ in range(2):
+        run(lm, tokens).square().mean().backward()
+        optimizers.step(1.0, torch.tensor(1.0))
+    after = logits(lm, tokens)
+    apart(after, before)
+    merge(lm)
+    near(logits(lm, tokens), after, 1e-4)
+    assert not dead.weight[:5].any()

@@ -1,8 +1,9 @@
-"""What decoding waits for, in C, where a compiler can build it; elsewhere PyTorch's kernels serve.
+"""What decoding and training wait for, in C, where a compiler can build it; elsewhere PyTorch's kernels serve.
 
     what      weights in 4 and 8 bits times rows of activations (integers.c), in 16 and 32 bits times few (floats.c);
               norm, rotation, activation and attention of single tokens (token.c) and of many (attention.c) in
-              float32; and a whole step of decoding in one call (tape.c, written by tape.py)
+              float32; gradients of activation and norm, rotation of texts, in float32 (layer.c); and a whole step of
+              decoding in one call (tape.c, written by tape.py)
     where     Linux on x86 CPUs with AVX512 VNNI and VBMI (Ice Lake, Zen 4 and later) and a C compiler named `cc`
     when      the first time they are asked for: a second of work, kept in $XDG_CACHE_HOME/dougong (~/.cache/dougong)
     not       with DOUGONG_NATIVE=0 in the environment
@@ -69,6 +70,9 @@ class Kernels:
         self._rms_norm = function("rms_norm", *[at] * 3, *[whole] * 2, real, result=None)
         self._turn = function("turn", *[at] * 4, *[whole] * 6, result=None)
         self._activate = function("activate", ctypes.c_int, *[at] * 3, *[whole] * 3, result=None)
+        self._rms_norm_gradient = function("rms_norm_gradient", *[at] * 4, *[whole] * 2, real, result=None)
+        self._turn_text = function("turn_text", *[at] * 4, *[whole] * 13, result=None)
+        self._swiglu_gradient = function("swiglu_gradient", *[at] * 5, whole, result=None)
         self._run_tape = function("run_tape", at, *[whole] * 2, *[at] * 2, whole)
 
     def linear(
@@ -125,6 +129,36 @@ class Kernels:
         rows = x.stride(0), h if cos.shape[0] > 1 else 0
         self._turn(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), batch, heads, size, h, *rows)
         return y
+
+    def turn_text(
+        self,
+        x: Float[Tensor, "B T H d"],
+        cos: Float[Tensor, "#B T h"],
+        sin: Float[Tensor, "#B T h"],
+        y: Float[Tensor, "B T H d"],
+        back: bool = False,
+    ) -> None:
+        """The same for whole texts, or the rotation back, into y; of x and y only a head's coordinates are adjacent."""
+        (batch, tokens, heads, size), h = x.shape, cos.shape[-1]
+        shape = batch, tokens, heads, size, h, *x.stride()[:3], *y.stride()[:3]
+        angles = tokens * h if cos.shape[0] > 1 else 0
+        self._turn_text(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), *shape, angles, back)
+
+    def rms_norm_gradient(
+        self, x: Float[Tensor, "*N D"], weight: Float[Tensor, " D"], grad: Float[Tensor, "*N D"], eps: float
+    ) -> Float[Tensor, "*N D"]:
+        """The gradient of `rms_norm`'s x."""
+        out, width = _room(*x.shape), x.shape[-1]
+        pointers = x.data_ptr(), weight.data_ptr(), grad.data_ptr(), out.data_ptr()
+        self._rms_norm_gradient(*pointers, x.numel() // width, width, eps)
+        return out
+
+    def swiglu_gradient(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of gate and up in silu(gate) * up."""
+        of_gate, of_up = _room(*gate.shape), _room(*gate.shape)
+        pointers = (each.data_ptr() for each in (gate, up, grad, of_gate, of_up))
+        self._swiglu_gradient(*pointers, gate.numel())
+        return of_gate, of_up
 
     def attend(
         self,

@@ -91,7 +91,7 @@ def ours(storage: str, shape: dict[str, Any]) -> Generate:
     keep_memory()  # as load(..., quantize=...) does, once the floats are gone
     engine = Engine(lm, memory="2GiB", prefix_cache=False)
     return lambda prompts, n: (
-        engine.generate(prompts, Sampling(max_tokens=n, temperature=0.0, ignore_eos=True)) and None
+        engine.generate(prompts, Sampling(max_tokens=n, temperature=0.0, ignore_eos=True, logprobs=False)) and None
     )
 
 

@@ -105,19 +105,24 @@ def choose(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Choice]:
         whole = len(drawn) == len(rows)
         uniform = uniforms([rows[row].generator for row in drawn], logits.device)
         tokens[drawn] = sampled(scores if whole else scores[drawn], [rows[row].sampling for row in drawn], uniform)
-    return told(logits, tokens, rows, dead)
+    return told(logits, tokens, rows, dead, best)
 
 
 def told(
-    logits: Float[Tensor, "B V"], tokens: Int[Tensor, " B"], rows: Sequence[Row], dead: Sequence[bool] | None = None
+    logits: Float[Tensor, "B V"],
+    tokens: Int[Tensor, " B"],
+    rows: Sequence[Row],
+    dead: Sequence[bool] | None = None,
+    best: Int[Tensor, " B"] | None = None,
 ) -> list[Choice]:
-    """Tokens that were chosen, with the log-probabilities that their requests asked for. dead: rows that have none."""
+    """Tokens that were chosen, with the log-probabilities that their requests asked for. dead: rows that have none.
+    best: where each row's largest logit stands, if that is known."""
     wanted = [row for row, each in enumerate(rows) if each.sampling.logprobs or each.sampling.top_logprobs]
     logprobs = [0.0] * len(rows)
     tops: list[tuple[tuple[int, float], ...]] = [()] * len(rows)
     if wanted:
         own = logits if len(wanted) == len(rows) else logits[wanted]
-        norm = log_norm(own)
+        norm = log_norm(own, None if best is None else best[wanted])
         chosen = own.gather(-1, tokens[wanted][:, None])[:, 0] - norm
         for row, value in zip(wanted, chosen.tolist(), strict=True):
             logprobs[row] = value if rows[row].sampling.logprobs else 0.0
@@ -134,10 +139,10 @@ def told(
     ]
 
 
-def log_norm(logits: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
+def log_norm(logits: Float[Tensor, "B V"], best: Int[Tensor, " B"] | None = None) -> Float[Tensor, " B"]:
     """log sum exp(logits), by way of softmax, whose one fused pass takes a quarter of logsumexp's time on a CPU: the
     best token has the probability exp(best) / sum, which is at least 1 / V and so loses nothing in float32."""
-    best = argmax(logits)[:, None]
+    best = (argmax(logits) if best is None else best)[:, None]
     return (logits.gather(-1, best) - logits.softmax(-1).gather(-1, best).log())[:, 0]
 
 

@@ -158,7 +158,8 @@ class _Written:
         # What a tape of this model was written from, looked at where modules keep it: it costs 10 us a step so.
         linears = _linears(model)
         self._adapters = [linear.adapters._modules for linear in linears]
-        self._storages = [(linear._modules, linear.storage) for linear in linears]
+        self._places = [linear._modules for linear in linears]
+        self._storages = [linear.storage for linear in linears]
 
     @staticmethod
     def of(model: Model, rows: int) -> _Written | None:
@@ -174,7 +175,7 @@ class _Written:
 
     def holds(self) -> bool:
         """Whether the model's matrices are still those that were written down, and alone."""
-        return not any(self._adapters) and all(have["storage"] is own for have, own in self._storages)
+        return not any(self._adapters) and [have["storage"] for have in self._places] == self._storages
 
     def run(self, x: Float[Tensor, "B D"], ctx: Context, held: np.ndarray, start: np.ndarray) -> Float[Tensor, "B D"]:
         count = len(x)

@@ -115,10 +115,17 @@ class Taped:
 
 
 def _plain(model: Model) -> bool:
-    """Whether every Linear is a matrix and a bias of a form that a tape reads, and nothing more."""
-    return not model.training and all(
-        not linear.adapters and linear.placement is None and _readable(linear.storage) for linear in _linears(model)
-    )
+    """Whether every Linear is a matrix and a bias of a form that a tape reads, and nothing was put on or beside it."""
+    forms = all(linear.placement is None and _readable(linear.storage) for linear in _linears(model))
+    return not model.training and forms and not any(_additions(model))
+
+
+def _additions(model: Model) -> list[Any]:
+    """Where modules of the layers keep what is done besides their own work: adapters, and hooks, which some adapters
+    are too. All empty in a plain model."""
+    modules = [model, *model.layers.modules()]
+    hooks = [each for module in modules for each in (module._forward_hooks, module._forward_pre_hooks)]
+    return hooks + [linear.adapters._modules for linear in _linears(model)]
 
 
 def _linears(model: Model) -> list[Linear]:
@@ -157,7 +164,7 @@ class _Written:
         self.angles: dict[Rope, tuple[Tensor, Tensor]] = {}
         # What a tape of this model was written from, looked at where modules keep it: it costs 10 us a step so.
         linears = _linears(model)
-        self._adapters = [linear.adapters._modules for linear in linears]
+        self._additions = _additions(model)
         self._places = [linear._modules for linear in linears]
         self._storages = [linear.storage for linear in linears]
 
@@ -175,7 +182,7 @@ class _Written:
 
     def holds(self) -> bool:
         """Whether the model's matrices are still those that were written down, and alone."""
-        return not any(self._adapters) and [have["storage"] for have in self._places] == self._storages
+        return not any(self._additions) and [have["storage"] for have in self._places] == self._storages
 
     def run(self, x: Float[Tensor, "B D"], ctx: Context, held: np.ndarray, start: np.ndarray) -> Float[Tensor, "B D"]:
         count = len(x)

@@ -16,7 +16,7 @@ from dougong.parts import native
 from dougong.parts.feedforward import MLP
 from dougong.parts.norm import Norm
 from dougong.parts.rope import Rope
-from dougong.tune import LoRA, attach
+from dougong.tune import IA3, LoRA, attach
 from tests.contract.models import SPECS, build
 
 from .kinds import MEMORY, moved
@@ -166,6 +166,29 @@ def test_adapters_are_not_on_it() -> None:
     changed = watched.says()
     assert watched.steps == steps and [each.tokens for each in changed] != [each.tokens for each in base]
     same(watched.says(adapter=""), base)
+
+
+def test_hooks_are_called() -> None:
+    """A look inside, or an adapter that is a hook: the step goes module by module again."""
+    lm = _model()
+    watched = Watched(lm)
+    base = watched.says()
+    seen: list[int] = []
+    hook = lm.model.layers[1].register_forward_hook(lambda *given: seen.append(1))
+    steps = watched.steps
+    same(watched.says(), base)
+    assert watched.steps == steps and len(seen) > 5
+    hook.remove()
+    same(watched.says(), base)
+    assert watched.steps > steps
+    attach(lm, IA3(), match="layers.*.ffn.down", name="mine")
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(-1.5)
+    changed = watched.says()
+    assert [each.tokens for each in changed] != [each.tokens for each in base]
+    same(changed, Watched(lm, taped=False).says())
 
 
 def test_weights_that_change_are_seen() -> None:

@@ -73,12 +73,15 @@ class Taped:
         self._model, self._layout = model, layout
         self._tape: _Written | None = None
         self._lanes: list[Any] = []
-        self._dense = _floats(model)
+        self.forget()
 
     def forget(self) -> None:
-        """The weights have moved."""
+        """The weights have moved, or what is attached to them."""
         self._tape = None
         self._dense = _floats(self._model)
+        # Looked at once, and not at every step that goes the usual way: a walk over a model takes milliseconds.
+        self._readable: bool | None = None
+        self._additions: list[Any] | None = None
 
     def run(
         self, ids: Int[Tensor, "B 1"], ctx: Context, lanes: Lanes, batch: Many[Sequence]
@@ -89,20 +92,29 @@ class Taped:
         if len(batch) > FEW and self._dense:
             return None  # float products of many rows are faster elsewhere
         if tape is None or tape.rows < len(batch) or not tape.holds():
-            if not _plain(self._model):
+            if not self._plain():
                 return None
             rows = 1 << (len(batch) - 1).bit_length()
             self._tape = tape = _Written.of(self._model, rows)
             self._lanes = []
             if tape is None:
                 return None
-        if self._lanes != (now := [buffer.data.data_ptr() for buffer in lanes.buffers]):
+        if self._lanes != (now := [(buffer.data.data_ptr(), buffer.data.shape) for buffer in lanes.buffers]):
             self._lanes = now
             tape.tape.place(self._places(lanes))
         held = np.array([seq.length for seq in batch], np.int64)
         start = np.arange(len(batch), dtype=np.int64) * lanes.capacity
         x = self._model.embedding(ids, ctx)
         return tape.run(x[:, 0], ctx, held, start)[:, None].to(x.dtype)
+
+    def _plain(self) -> bool:
+        """Whether every Linear is a matrix and a bias of a form that a tape reads, with nothing on or beside it."""
+        if self._readable is None:
+            linears = _linears(self._model)
+            self._readable = all(each.placement is None and _readable(each.storage) for each in linears)
+        if self._additions is None:
+            self._additions = _additions(self._model)
+        return self._readable and not self._model.training and not any(self._additions)
 
     def _places(self, lanes: Lanes) -> dict[Any, Tensor]:
         """Of each layer the keys and values in the lanes."""
@@ -112,12 +124,6 @@ class Taped:
             for name, (group, channel) in self._layout.where[number * sublayers].items():
                 found[number, name] = lanes.buffers[group].data[channel]
         return found
-
-
-def _plain(model: Model) -> bool:
-    """Whether every Linear is a matrix and a bias of a form that a tape reads, and nothing was put on or beside it."""
-    forms = all(linear.placement is None and _readable(linear.storage) for linear in _linears(model))
-    return not model.training and forms and not any(_additions(model))
 
 
 def _additions(model: Model) -> list[Any]:

@@ -26,6 +26,8 @@ Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
 FIRST = "nDCG@10"
 """The measure by which ways of searching are compared."""
+TOGETHER = 256
+"""Queries that are embedded at once."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ def _library(options: Evaluate, collection: Collection, chunker: ChunkerName, em
     library = Library.open(uri, embedder, made)
     with Progress(f"{collection.name} {chunker}", len(collection.documents), quiet=options.json) as bar:
         library.add_documents(collection.documents, lambda done, total: bar.update(done))
+    queries = list(collection.queries.values())
+    with Progress("queries", len(queries), quiet=options.json) as bar:
+        for done in range(0, len(queries), TOGETHER):  # many share a forward pass; each search finds its own then
+            embedder.embed(queries[done : done + TOGETHER], "query")
+            bar.update(min(done + TOGETHER, len(queries)))
     return library
 
 

@@ -159,6 +159,9 @@ def index(args: list[str]) -> int:
 
 def remove(args: list[str]) -> int:
     options = parse(Remove, args, "rag remove")
+    if not options.names:
+        raise DougongError("no file is named; give one or more")
+    _kept(options.library)
     library = _open(options.library, options.embedder, "structure", 200, 30)
     known, gone = library.store.files(), []
     for name in options.names:
@@ -166,8 +169,6 @@ def remove(args: list[str]) -> int:
         if not found:
             raise DougongError(f"there is no file {name!r} in the library{nearest(name, known)}")
         gone += found
-    if not gone:
-        raise DougongError("no file is named; give one or more")
     for name in dict.fromkeys(gone):
         library.remove(name)
     forget(library)
@@ -290,8 +291,18 @@ def _open(uri: str, encoder: str | None, chunker: ChunkerName, limit: int, overl
     return Library.open(uri, embedder, make_chunker(chunker, limit, overlap, embedder))
 
 
+def _kept(uri: str) -> None:
+    """Raises DougongError where no library is kept: a mistyped name must not become an empty one."""
+    from dougong.rag.stores import is_kept
+
+    if not is_kept(uri):
+        raise DougongError(f"there is no library at {uri}; make one first: dougong rag index FOLDER --library {uri}")
+
+
 def ready(uri: str, encoder: str | None) -> Library:
     """The library, filled with the language reference where nothing was indexed yet and none was asked for by name."""
+    if uri != LIBRARY:
+        _kept(uri)
     library = _open(uri, encoder, "structure", 200, 30)
     if not library.store.files():
         if uri != LIBRARY:

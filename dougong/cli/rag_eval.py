@@ -26,6 +26,8 @@ Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
 FIRST = "nDCG@10"
 """The measure by which ways of searching are compared."""
+TOGETHER = 256
+"""Queries that are embedded at once."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,9 @@ def run(args: list[str]) -> int:
     data = options.data or Path(os.environ.get("DOUGONG_DATA", ""))
     if not data.is_dir() or data == Path():
         raise DougongError("there are no collections; name their folder with --data or DOUGONG_DATA")
-    from dougong.rag.embedder import open_embedder
     from dougong.rag.evaluate import read_collection
 
-    embedder = open_embedder(options.embedder)
+    embedder = _embedder(options)
     collections = [_first(read_collection(name, data), options.queries) for name in options.collections]
     if not options.json:
         print(_how(options, embedder))
@@ -114,10 +115,22 @@ def _check(options: Evaluate) -> None:
             raise DougongError(f"--{name} names none; name at least one")
 
 
+def _embedder(options: Evaluate) -> Embedder:
+    """What makes the vectors; where nothing asks for any, passages are not embedded."""
+    from dougong.rag.embedder import NoVectors, Remembering, open_embedder
+
+    if {*options.retrievers} <= {"words"} and "meaning" not in options.rerankers and "semantic" not in options.chunkers:
+        return NoVectors()
+    return Remembering(open_embedder(options.embedder))
+
+
 def _how(options: Evaluate, embedder: Embedder) -> str:
     """What a reader must know of the table: who made the vectors, who was asked."""
+    from dougong.rag.embedder import NoVectors
+
     reader = options.model or "no model: the sentence with the most of the question's words, quoted"
-    lines = [f"vectors by {embedder.name}; chunks of up to {options.limit} words; mean (95% interval)"]
+    vectors = "no vectors" if isinstance(embedder, NoVectors) else f"vectors by {embedder.name}"
+    lines = [f"{vectors}; chunks of up to {options.limit} words; mean (95% interval)"]
     if options.model and {"hyde", "fusion", "multi", "model"} & {*options.retrievers, *options.rerankers}:
         lines.append(f"queries reworded, or hits put in order, by {options.model}")
     if options.answers:
@@ -170,14 +183,21 @@ def _first(collection: Collection, count: int) -> Collection:
 
 
 def _library(options: Evaluate, collection: Collection, chunker: ChunkerName, embedder: Embedder) -> Library:
+    from dougong.rag.embedder import NoVectors
     from dougong.rag.library import Library
     from dougong.train.monitor import Progress
 
     made = make_chunker(chunker, options.limit, 0, embedder)
-    uri = "memory:" if options.cache is None else str(options.cache / f"{collection.name}-{made.name}")
+    plain = "-words" if isinstance(embedder, NoVectors) else ""
+    uri = "memory:" if options.cache is None else str(options.cache / f"{collection.name}-{made.name}{plain}")
     library = Library.open(uri, embedder, made)
     with Progress(f"{collection.name} {chunker}", len(collection.documents), quiet=options.json) as bar:
         library.add_documents(collection.documents, lambda done, total: bar.update(done))
+    queries = list(collection.queries.values())
+    with Progress("queries", len(queries), quiet=options.json) as bar:
+        for done in range(0, len(queries), TOGETHER):  # many share a forward pass; each search finds its own then
+            embedder.embed(queries[done : done + TOGETHER], "query")
+            bar.update(min(done + TOGETHER, len(queries)))
     return library
 
 

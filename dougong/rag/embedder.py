@@ -96,6 +96,37 @@ class ModelEmbedder(Embedder):
         return row if len(row) <= self._limit else [*row[: self._limit - 1], row[-1]]
 
 
+@final
+class Remembering(Embedder):
+    """Another embedder whose vectors are kept by text, so that nothing is embedded twice: for measuring, where each way
+    of searching asks for the same queries and chunks. It grows with every new text."""
+
+    def __init__(self, base: Embedder):
+        self.base, self.name, self.width = base, base.name, base.width
+        self._held: dict[tuple[Role, str], Float[np.ndarray, " D"]] = {}
+
+    def embed(self, texts: Sequence[str], role: Role = "passage") -> Float[np.ndarray, "N D"]:
+        new = list(dict.fromkeys(text for text in texts if (role, text) not in self._held))
+        if new:
+            self._held.update(zip(((role, text) for text in new), self.base.embed(new, role), strict=True))
+        found = [self._held[role, text] for text in texts]
+        return np.array(found, dtype=np.float32).reshape(len(texts), self.width)
+
+    def reads(self, text: str) -> bool:
+        return self.base.reads(text)
+
+
+@final
+class NoVectors(Embedder):
+    """For a library that is searched by words alone: every text has the vector (1), which costs nothing and says
+    nothing. Such a library names it, so that no one searches it by meaning."""
+
+    name, width = "none:1", 1
+
+    def embed(self, texts: Sequence[str], role: Role = "passage") -> Float[np.ndarray, "N D"]:
+        return np.ones((len(texts), 1), dtype=np.float32)
+
+
 def pooled(lm: LanguageModel, at: At) -> Model:
     """The model with another pooling, on the same weights: what its spec says of heads is replaced."""
     from dataclasses import replace

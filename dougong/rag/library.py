@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dougong.rag.answer import Answer
 
 How = Literal["words", "dense", "hybrid"]
+MOST = 100_000
+"""Chunks of a document. Its chunks are written together, so beyond it nothing would be kept or told for a long time."""
 BATCH = 512
 """Chunks after which what is new is written: an interrupted run keeps all but the last batch."""
 
@@ -52,6 +54,15 @@ class _Read:
     digest: str
     documents: Sequence[Document]
     reason: str = ""
+
+
+def _bounded(read: _Read, pieces: Sequence[Sequence[Chunk]], chunker: Chunker) -> _Read:
+    """The file, with a reason to skip it where one of its documents falls into too many chunks."""
+    most = max(map(len, pieces), default=0)
+    if most <= MOST:
+        return read
+    told = f"{read.file} falls into {most:,} chunks at a limit of {chunker.limit}; expected at most {MOST:,}"
+    return replace(read, reason=f"{told}; raise the limit or split the file")
 
 
 def _bytes(document: Document) -> bytes:
@@ -172,6 +183,8 @@ class Library:
         """Index what is new among `reads`, in batches."""
         batch: list[tuple[_Read, list[Chunk]]] = []
         for done, read in enumerate(reads, start=1):
+            pieces = [] if read.reason or known.get(read.file) == read.digest else self._cut(read)
+            read = _bounded(read, pieces, self.chunker)
             if read.reason:
                 report.skipped[read.file] = read.reason
                 if known.get(read.file) not in (None, read.digest):
@@ -180,13 +193,16 @@ class Library:
                 report.unchanged += 1
             else:
                 (report.changed if read.file in known else report.added).append(read.file)
-                batch.append((read, [chunk for each in read.documents for chunk in self.chunker.chunk(each)]))
+                batch.append((read, [chunk for chunks in pieces for chunk in chunks]))
                 if sum(len(chunks) for _, chunks in batch) >= BATCH:
                     report.chunks += self._write(batch)
                     batch = []
             if progress is not None:
                 progress(done, total)
         report.chunks += self._write(batch)
+
+    def _cut(self, read: _Read) -> list[list[Chunk]]:
+        return [self.chunker.chunk(each) for each in read.documents]
 
     def _write(self, batch: list[tuple[_Read, list[Chunk]]]) -> int:
         if not batch:

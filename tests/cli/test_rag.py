@@ -81,7 +81,10 @@ def test_a_model_searches_in_steps(folder: Path, capsys) -> None:
 
 def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
     for args, words in (
-        (["ask", "x", "--library", "empty"], "is empty; fill it first"),
+        (["ask", "x", "--library", "indez"], "there is no library at indez; make one first"),
+        (["search", "x", "--library", "docs"], "there is no library at docs"),
+        (["remove", "x", "--library", "indez"], "there is no library at indez"),
+        (["graph", "--library", "milvus:indez.db"], "there is no library at milvus:indez.db"),
         (["ask", " "], "the question is empty"),
         (["index", "absent", "--library", "i"], "absent does not exist"),
         (["ask", "x", "--agentic"], "give --model"),
@@ -93,6 +96,15 @@ def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
         assert main(["rag", *args]) == 1
         error = capsys.readouterr().err
         assert words in error and error.count("error:") == 1
+        assert "indez" not in {path.name for path in folder.iterdir()}
+    assert {path.name for path in (folder / "docs").iterdir()} == {"bridge.md", "bad.pdf"}
+
+
+def test_a_library_that_holds_nothing_says_so(folder: Path, capsys) -> None:
+    (folder / "none").mkdir()
+    assert main(["rag", "index", "none", "--library", "empty"]) == 0
+    assert main(["rag", "ask", "x", "--library", "empty"]) == 1
+    assert "is empty; fill it first" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -127,6 +139,21 @@ def test_eval_prints_intervals(few: Path, capsys) -> None:
     for row in rows:
         value, low, high = row["nDCG@10"]
         assert 0 <= low <= value <= high <= 1 and value > 0.2
+
+
+def test_eval_by_words_embeds_nothing(few: Path, capsys, monkeypatch, tmp_path: Path) -> None:
+    from dougong.rag.embedder import ModelEmbedder
+
+    args = ["rag", "eval", "--collections", "cranfield", "--data", str(few), "--cache", str(tmp_path / "kept")]
+    assert main([*args, "--json"]) == 0
+    by_words = lines(capsys)[0]
+    read: list[str] = []
+    embed = ModelEmbedder.embed
+    monkeypatch.setattr(ModelEmbedder, "embed", lambda self, texts, *rest: read.extend(texts) or embed(self, texts))
+    assert main([*args, "--retrievers", "words", "--json"]) == 0
+    assert lines(capsys) == [by_words] and not read
+    assert main([*args, "--rerankers", "none", "meaning", "--json"]) == 0
+    assert read and len(read) == len(set(read))  # one look at each text for six ways to search
 
 
 def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:

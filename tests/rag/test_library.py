@@ -215,3 +215,24 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch) ->
         each: chunk for each, chunk in whole.store.chunks().items() if chunk.doc == "docs/03.txt"
     }
     library.close()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_document_of_too_many_chunks_is_skipped_and_told(tmp_path: Path, monkeypatch, more: int) -> None:
+    import dougong.rag.library as module
+
+    monkeypatch.setattr(module, "MOST", 40)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "line.txt").write_text("one two " * 20 + "three" * more)
+    (tmp_path / "docs" / "rows.jsonl").write_text('{"text": "a b c d e f g"}\n' * 20)  # many, but of many documents
+    library = Library.open("memory:", Hashed(), Fixed(1))
+    report = library.add(tmp_path / "docs")
+    assert "docs/rows.jsonl" in report.added
+    assert ("docs/line.txt" in report.added) == (not more)
+    assert list(report.skipped) == ["docs/line.txt"] * more
+    if more:
+        told = report.skipped["docs/line.txt"]
+        assert "41 chunks at a limit of 1" in told and "raise the limit" in told
+        assert not library.store.of_files({"docs/line.txt"})
+        (tmp_path / "docs" / "line.txt").write_text("one two")  # mended, it is read
+        assert library.add(tmp_path / "docs").added == ["docs/line.txt"]

@@ -6,10 +6,14 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dougong.base import DougongError
-from dougong.rag.chunkers import Structure
+from dougong.rag.answer import cite
+from dougong.rag.chunkers import Fixed, Recursive, Semantic, Sentences, Structure
 from dougong.rag.readers import find_files, read_file
 
 
@@ -25,6 +29,62 @@ def test_spans_are_bytes_of_the_file(encoding: str, end: str) -> None:
     for chunk in chunks:
         start, end_ = chunk.meta["bytes"]
         assert data[start:end_] == chunk.text.encode(encoding)[mark:]
+
+
+ODD = (
+    *(
+        "桥梁的历史。",
+        "斗拱承重！",
+        "word ",
+        "Dr. No. ",
+        "e\u0301",
+        "👩‍👩‍👧",
+        "𠀀",
+        "ﷺ",
+        "\u200b",
+        "\u2028",
+        "\x85",
+        "\x0c",
+    ),
+    *("\x00", "\r\n", "\r", "\n\n", "\ufeff", "# T\r\n", "```\r\n", "| a | b |\r\n", "\u202e", "\u0130", "\ufffd"),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(ODD), min_size=1, max_size=30).map("".join),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "gb18030"]),
+    suffix=st.sampled_from(["txt", "md", "py", "rst"]),
+    limit=st.integers(1, 12),
+)
+def test_chunks_of_odd_files_stand_where_they_say(words: str, encoding: str, suffix: str, limit: int) -> None:
+    """Of whatever can be read: the characters, the file's bytes, and what a citation says of both."""
+    data = words.encode(encoding)
+    try:
+        (document,) = read_file(f"a.{suffix}", data)
+    except DougongError as error:
+        assert f"a.{suffix}" in str(error)
+        return
+    read_as = str(document.meta["encoding"])
+    assert document.text == data.decode(read_as)
+    mark = len("".encode(read_as))
+
+    def embed(texts):
+        return np.array([[1.0, len(text) % 3] for text in texts], dtype=np.float32)
+
+    for chunker in (Fixed(limit), Sentences(limit), Recursive(limit), Structure(limit), Semantic(embed, limit)):
+        chunks = chunker.chunk(document)
+        for chunk in chunks:
+            first, last = chunk.meta["bytes"]
+            assert document.text[chunk.start : chunk.end] == chunk.text
+            assert data[first:last] == chunk.text.encode(read_as)[mark:]
+        said = " ".join(f"Words [{number}]." for number in range(1, len(chunks) + 1))
+        cited = cite(said, chunks).citations
+        assert len(cited) == len(chunks)
+        for each in cited:
+            first, last = each.bytes
+            assert document.text[each.start : each.end] == each.text
+            assert data[first:last] == each.text.encode(read_as)[mark:]
 
 
 def test_rows_of_json() -> None:

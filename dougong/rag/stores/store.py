@@ -101,12 +101,25 @@ def open_store(uri: str, width: int, kind: Kind = "exact") -> Store:
         from dougong.rag.stores.milvus import MilvusStore
 
         return MilvusStore(uri.removeprefix("milvus:"), width)
-    if ":" in uri.split("/")[0] and uri[1:3] != ":\\":
+    if _schemed(uri):
         scheme = uri.split(":")[0]
         raise DougongError(
             f"the library {uri!r} has the unknown scheme {scheme!r}; expected memory:, milvus: or a folder"
         )
     return SqliteStore(uri, width, kind)
+
+
+def is_kept(uri: str) -> bool:
+    """Whether a library is kept at a URI already, told without making one. What only opening can tell (memory, a
+    server, an unknown scheme) counts as kept."""
+    if uri.startswith("milvus:"):
+        place = uri.removeprefix("milvus:")
+        return place.startswith(("http://", "https://")) or Path(place).exists()
+    return uri == "memory" or _schemed(uri) or (Path(uri) / "library.sqlite").is_file()
+
+
+def _schemed(uri: str) -> bool:
+    return ":" in uri.split("/")[0] and uri[1:3] != ":\\"
 
 
 def distinct(chunks: Iterable[Chunk]) -> dict[int, Chunk]:

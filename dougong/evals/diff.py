@@ -125,7 +125,8 @@ def _row(part: str, a: Tensor, b: Tensor) -> Row:
     if x.shape != y.shape:
         raise DougongError(f"{part} gives {tuple(a.shape)} in one model and {tuple(b.shape)} in the other")
     lengths = float(x.norm() * y.norm())
-    cosine = float(x @ y) / lengths if lengths else float(torch.equal(x, y))
+    # Of equal vectors it is 1, whatever the roundings of its parts.
+    cosine = float(x @ y) / lengths if lengths and not torch.equal(x, y) else float(torch.equal(x, y))
     return Row(part, _relative(x, y), min(1.0, max(-1.0, cosine)))
 
 

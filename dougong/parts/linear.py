@@ -52,13 +52,13 @@ class Dense(Storage):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A change to a Linear's product: `y` is the product so far."""
+    """A change to a Linear's product: `y` is the product so far.
+
+    An adapter may also have `whole(layer, x)`: the Linear's own product and the change to it at once, where that is
+    sooner, or None where it is not.
+    """
 
     def __call__(self, layer: Linear, x: Tensor, y: Tensor) -> Tensor: ...
-
-    def whole(self, layer: Linear, x: Tensor) -> Tensor | None:
-        """The Linear's own product and the change to it at once, where that is sooner; None: one after the other."""
-        ...
 
 
 @runtime_checkable
@@ -93,7 +93,8 @@ class Linear(nn.Module):
         if self.placement is not None:
             x = self.placement.before(x)
         adapters: list[Any] = list(self.adapters.values())
-        y = adapters[0].whole(self, x) if adapters else None
+        at_once = getattr(adapters[0], "whole", None) if adapters else None
+        y = None if at_once is None else at_once(self, x)
         if y is None:
             y = self.storage.matmul(x, self.bias)
         else:

@@ -127,9 +127,9 @@ class Taped:
 
 
 def _additions(model: Model) -> list[Any]:
-    """Where modules of the layers keep what is done besides their own work: adapters, and hooks, which some adapters
-    are too. All empty in a plain model."""
-    modules = [model, *model.layers.modules()]
+    """Where the layers' modules and the last norm keep what is done besides their own work: adapters, and hooks, which
+    some adapters are too. All empty in a plain model."""
+    modules = [model, *model.layers.modules(), *(model.norm.modules() if model.norm is not None else ())]
     hooks = [each for module in modules for each in (module._forward_hooks, module._forward_pre_hooks)]
     return hooks + [linear.adapters._modules for linear in _linears(model)]
 
@@ -141,9 +141,7 @@ def _linears(model: Model) -> list[Linear]:
 
 def _floats(model: Model) -> bool:
     """Whether some matrix of a layer is kept in floats."""
-    return any(
-        isinstance(_whole(linear.storage), Dense) for name, linear in model.linears() if name.startswith("layers.")
-    )
+    return any(isinstance(_whole(linear.storage), Dense) for linear in _linears(model))
 
 
 def _whole(storage: Storage) -> Storage:

@@ -181,6 +181,12 @@ def test_hooks_are_called() -> None:
     hook.remove()
     same(watched.says(), base)
     assert watched.steps > steps
+    steps, last = watched.steps, lm.model.norm
+    assert last is not None
+    hook = last.register_forward_hook(lambda *given: seen.append(2))
+    same(watched.says(), base)
+    assert watched.steps == steps and seen.count(2) > 5
+    hook.remove()
     attach(lm, IA3(), match="layers.*.ffn.down", name="mine")
     with torch.no_grad():
         for parameter in lm.model.parameters():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dougong.base.allocator import keep_memory
+from dougong.base.allocator import keep_memory, return_memory
 from dougong.compress.fuse import fuse
 from dougong.compress.quantize import SKIP, Make, Slot, maker, put, wanted
 from dougong.hub import LanguageModel
@@ -34,6 +34,7 @@ def load(
     """
     if quantize is None:
         return read(path, dtype, device)
+    return_memory()
     lm = read(path, dtype, device, _Settling(quantize, maker(quantize, group), skip))
     fuse(lm)
     keep_memory()  # for the steps to come; the floats' own memory has gone back

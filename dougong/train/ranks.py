@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Ranks:
             return Ranks()
         if not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # Left to the interpreter's last moments, the group's threads now and then outlive what they use: an abort.
+            atexit.register(_leave)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         return Ranks(dist.get_rank(), dist.get_world_size())
@@ -80,6 +83,12 @@ class Ranks:
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+def _leave() -> None:
+    """Take the group down while the interpreter still stands, unless the program has done so itself."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 ALONE = Ranks()

@@ -90,6 +90,7 @@ def test_memory_never_holds_the_floats(tmp_path: Path):
     floats = 4 * spec.parameters()
     assert peak("") >= floats * 0.8  # the measure sees what it should
     # Pages of the mapped file count too, and how many of them linger is the kernel's choice: the least of three.
+    # Without freed floats going back at once it is 0.73 to 0.77, with it 0.53 to 0.6.
     assert min(peak("int8") for _ in range(3)) <= floats * 0.7
 
 

@@ -30,7 +30,7 @@ COUNT = 45  # of which the engine takes 30 at once
 def lm() -> LanguageModel:
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
-    network = initialise(Model(decoder_spec(tokenizer.vocab_size, 32, 2, 4, context=1024, tied=False)))
+    network = initialise(Model(decoder_spec(tokenizer.vocab_size, 32, 2, 4, context=16384, tied=False)))
     network.embedding.weight.data.mul_(50)
     network.head.weight.data.mul_(50)
     return LanguageModel(network, tokenizer)
@@ -107,9 +107,9 @@ def test_a_crowd_under_way_is_answered_to_its_end(lm: LanguageModel, tmp_path: P
 
 def test_who_takes_longer_than_the_drain_time_is_told(lm: LanguageModel, tmp_path: Path) -> None:
     save(lm, tmp_path / "tiny")
-    with served(tmp_path / "tiny", "--memory", "16MiB", "--drain", "1") as (process, url):
+    with served(tmp_path / "tiny", "--memory", "128MiB", "--drain", "1", "--max-tokens", "16000") as (process, url):
         with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(ask, url, number, 1000) for number in range(8)]
+            answers = [pool.submit(ask, url, number, 16000) for number in range(8)]
             wait_until_taken(url, 8, answers)
             process.send_signal(signal.SIGTERM)
             done = [each.result() for each in answers]

@@ -149,7 +149,8 @@ def openvino(name: str, shape: dict[str, Any], folder: str) -> Generate:
 def vllm(name: str, shape: dict[str, Any], folder: str) -> Generate:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=folder, dtype="bfloat16", skip_tokenizer_init=True, max_model_len=4096, enable_prefix_caching=False)
+    settings = {"dtype": "bfloat16", "skip_tokenizer_init": True, "max_model_len": 4096, "enable_prefix_caching": False}
+    llm = LLM(model=folder, gpu_memory_utilization=0.3, **settings)  # the share of the memory, on a CPU too
 
     def generate(prompts: Prompts, n: int) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)

@@ -24,7 +24,7 @@ from dougong.engine.store import KV, Buffer, Layout
 from dougong.engine.taped import Taped, can_tape
 from dougong.model import Model
 from dougong.parts.context import Context
-from dougong.parts.shapes import Float
+from dougong.parts.shapes import Float, Int
 
 # A forward pass costs about as much as this many tokens more in one that runs anyway: weights are read once a pass.
 _PASS_COST = 12
@@ -320,20 +320,34 @@ class Runner:
             self.fixed.arrange(order)
         rows = [work[number_of[id(seq)]] for seq in order]
         counts = [len(each.tokens) for each in rows]
-        self._states.now = self._pass(order, counts, tokens, laned)
-        self.fixed.begin(order)
         ids = torch.tensor([each.tokens + [0] * (tokens - len(each.tokens)) for each in rows], device=self.device)
         ctx = self._context(order, counts, tokens)
-        hidden = None
-        if laned and tokens == 1 and self.taped is not None and all(seq.adapter is None for seq in order):
-            hidden = self.taped.run(ids, ctx, self.lanes, order)
-        if hidden is None:
+        chosen = self._by_tape(rows, ids, ctx, laned)
+        if chosen is None:
+            self._states.now = self._pass(order, counts, tokens, laned)
+            self.fixed.begin(order)
             with adapted(self.model, [seq.adapter for seq in order]):
-                hidden = self.model.run(ids, ctx, self._states).hidden
-        self._states.now.finish()
+                chosen = _wanted(rows, self.model.run(ids, ctx, self._states).hidden)
+            self._states.now.finish()
         for each in rows:
             self._advance(each.seq, each.tokens, laned)
-        self._collect(rows, [number_of[id(seq)] for seq in order], hidden, results)
+        self._collect(rows, [number_of[id(seq)] for seq in order], chosen, results)
+
+    def _by_tape(
+        self, rows: Many[Work], ids: Int[Tensor, "B T"], ctx: Context, laned: bool
+    ) -> Float[Tensor, "N D"] | None:
+        """The hidden states that are wanted, if a tape can make them."""
+        order = [each.seq for each in rows]
+        if self.taped is None or any(seq.adapter is not None for seq in order):
+            return None
+        if not laned:
+            counts, wanted = [len(each.tokens) for each in rows], [each.want for each in rows]
+            return self.taped.read(ids, ctx, self.pools, order, counts, wanted)
+        hidden = self.taped.run(ids, ctx, self.lanes, order) if ids.shape[1] == 1 else None
+        if hidden is None:
+            return None
+        self._pass(order, [1] * len(order), 1, laned).finish()
+        return _wanted(rows, hidden)
 
     def _decode(self, decode: PagedDecode, work: Many[Work], group: list[int], results: list[Result | None]) -> None:
         """One token of each row, over pages."""
@@ -396,18 +410,8 @@ class Runner:
             table.expire(seq.length)
 
     def _collect(
-        self, rows: list[Work], numbers: list[int], hidden: Float[Tensor, "B T D"], results: list[Result | None]
+        self, rows: list[Work], numbers: list[int], chosen: Float[Tensor, "N D"], results: list[Result | None]
     ) -> None:
-        if all(each.want == 1 and len(each.tokens) == hidden.shape[1] for each in rows):
-            chosen = hidden[:, -1]
-        else:
-            picked = [
-                (row, place)
-                for row, each in enumerate(rows)
-                for place in range(len(each.tokens) - each.want, len(each.tokens))
-            ]
-            where = torch.tensor(picked, dtype=torch.int64, device=self.device).view(-1, 2)
-            chosen = hidden[where[:, 0], where[:, 1]]
         with adapted(self.model, [each.seq.adapter for each in rows for _ in range(each.want)]):
             logits = self.model.logits(chosen) if len(chosen) else chosen.new_empty(0, self.model.spec.vocab)
         start = 0
@@ -415,6 +419,17 @@ class Runner:
             own = slice(start, start + each.want)
             results[number] = Result(chosen[own], logits[own], logits, start)
             start += each.want
+
+
+def _wanted(rows: Many[Work], hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "N D"]:
+    """The hidden states after the last `want` tokens of each row, one row after the other."""
+    if all(each.want == 1 and len(each.tokens) == hidden.shape[1] for each in rows):
+        return hidden[:, -1]
+    picked = [
+        (row, place) for row, each in enumerate(rows) for place in range(len(each.tokens) - each.want, len(each.tokens))
+    ]
+    where = torch.tensor(picked, dtype=torch.int64, device=hidden.device).view(-1, 2)
+    return hidden[where[:, 0], where[:, 1]]
 
 
 class _Sources(NamedTuple):

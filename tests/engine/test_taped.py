@@ -10,9 +10,10 @@ import torch
 
 from dougong.compress import fuse, quantize
 from dougong.engine import Engine, Sampling
+from dougong.engine.runner import Work
 from dougong.hub import LanguageModel
 from dougong.model import decoder_spec
-from dougong.parts import native
+from dougong.parts import int8, native
 from dougong.parts.feedforward import MLP
 from dougong.parts.norm import Norm
 from dougong.parts.rope import Rope
@@ -239,3 +240,87 @@ def test_keys_in_bytes_go_the_usual_way() -> None:
     watched = Watched(LanguageModel(build("llama")), kv="int8")
     watched.says(PROMPTS[:1])
     assert watched.steps == 0
+
+
+def _quantised(name: str, method: str = "int8") -> LanguageModel:
+    lm = LanguageModel(build(name))
+    fuse(lm)
+    quantize(lm, method)
+    return lm
+
+
+def _read(lm: LanguageModel, prompts: list[list[int]] = PROMPTS, **options: Any) -> int:
+    """Prompts read by tape answer as those read module by module; how many passes a tape took."""
+    taped, plain = Watched(lm, **options), Watched(lm, taped=False, **options)
+    assert taped.engine.runner.taped is not None
+    read, passes = taped.engine.runner.taped.read, 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal passes
+        chosen = read(*given)
+        passes += chosen is not None
+        return chosen
+
+    taped.engine.runner.taped.read = counted  # pyright: ignore[reportAttributeAccessIssue]
+    expected = plain.says(prompts)
+    near = 4e-3  # a sum in another order may tip the 8-bit rounding of an activation
+    same(taped.says(prompts), expected, near)
+    same([each for prompt in prompts for each in taped.says([prompt])], expected, near)
+    return passes
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in ELSEWHERE])
+def test_prompts_of_every_kind_of_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "_WASTE", 100.0)  # these matrices are so small that they would lie in rows
+    lm = _quantised(name)
+    mixers = [layer.mixer for layer in lm.spec.layers]
+    plain = not any(getattr(each, "softcap", None) or getattr(each, "sinks", False) for each in mixers)
+    windows = [each.window for each in mixers if getattr(each, "window", None) is not None]
+    passes = _read(lm)
+    assert (passes > 0) == (plain and (not windows or min(windows) >= min(map(len, PROMPTS))))
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("change", [{"kv_heads": 1}, {"kv_heads": 4}, {"position": Rope(8, interleaved=True)}], ids=str)
+@pytest.mark.parametrize("pages", [1, 5, 16])
+def test_prompts_over_any_pages_in_any_chunks(method: str, change: dict[str, Any], pages: int) -> None:
+    lm = _model(**change)
+    fuse(lm)
+    quantize(lm, method)
+    long = [[(3 * place + number) % 64 for place in range(70 + number)] for number in range(3)]
+    assert _read(lm, [*PROMPTS, *long], page_size=pages, prefill_tokens=23) > 4
+
+
+def test_prompts_longer_than_a_tape() -> None:
+    """In portions: what comes later reads what came before from its pages."""
+    spec = decoder_spec(vocab=64, width=64, depth=2, heads=4, kv_heads=2, context=2048)
+    lm = LanguageModel(moved(spec))
+    fuse(lm)
+    quantize(lm, "int8")
+    prompts = [[(7 * place + number) % 64 for place in range(700 + 300 * number)] for number in range(3)]
+    assert _read(lm, prompts, prefill_tokens=2048) > 0
+
+
+def test_every_token_of_a_prompt_can_be_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left out where more than the last token is wanted; texts that begin alike share pages."""
+    monkeypatch.setattr(int8, "_WASTE", 100.0)
+    lm = _quantised("llama")
+    taped, plain = Watched(lm, page_size=4), Watched(lm, taped=False, page_size=4)
+    prompts = [*PROMPTS[1:2], *PROMPTS[3:], [*PROMPTS[3][:13], 1, 2, 3], PROMPTS[3]]
+    for given in (prompts, prompts[::-1]):
+        works = []
+        for each in (taped, plain):
+            runner = each.engine.runner
+            opened = [runner.open(prompt) for prompt in given]
+            works.append(
+                runner.step(
+                    [
+                        Work(seq, prompt[seq.length :], len(prompt) - seq.length)
+                        for seq, prompt in zip(opened, given, strict=True)
+                    ]
+                )
+            )
+            for seq in opened:
+                runner.close(seq)
+        for mine, other in zip(*works, strict=True):
+            assert torch.allclose(mine.logits, other.logits, atol=1e-3)

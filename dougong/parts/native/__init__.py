@@ -1,9 +1,9 @@
 """What decoding and training wait for, in C, where a compiler can build it; elsewhere PyTorch's kernels serve.
 
     what      weights in 4 and 8 bits times rows of activations (integers.c), in 16 and 32 bits times few (floats.c);
-              norm, rotation, activation and attention of single tokens (token.c) and of many (attention.c) in
-              float32; gradients of activation and norm, rotation of texts, in float32 (layer.c); and a whole step of
-              decoding in one call (tape.c, written by tape.py)
+              norm, rotation, activation and attention of single tokens (token.c) and of many (attention.c, and over
+              pages texts.c) in float32; gradients of activation and norm, rotation of texts, in float32 (layer.c); and
+              a whole decoder in one call (tape.c, written by tape.py)
     where     Linux on x86 CPUs with AVX512 VNNI and VBMI (Ice Lake, Zen 4 and later) and a C compiler named `cc`
     when      the first time they are asked for: a second of work, kept in $XDG_CACHE_HOME/dougong (~/.cache/dougong)
     not       with DOUGONG_NATIVE=0 in the environment
@@ -73,7 +73,7 @@ class Kernels:
         self._rms_norm_gradient = function("rms_norm_gradient", *[at] * 4, *[whole] * 2, real, result=None)
         self._turn_text = function("turn_text", *[at] * 4, *[whole] * 13, result=None)
         self._swiglu_gradient = function("swiglu_gradient", *[at] * 5, whole, result=None)
-        self._run_tape = function("run_tape", at, *[whole] * 2, *[at] * 2, whole)
+        self._run_tape = function("run_tape", at, *[whole] * 2, *[at] * 3, whole)
 
     def linear(
         self, x: Float[Tensor, "N i"], weight: Float[Tensor, "o i"], bias: Tensor | None
@@ -219,10 +219,11 @@ class Kernels:
         self._activate(ACTIVATIONS[name], gate.data_ptr(), more, y.data_ptr(), y.numel() // width, width, apart)
         return y
 
-    def run_tape(self, steps: int, count: int, held: Any, start: Any) -> None:
-        """See tape.Tape.run."""
-        threads = torch.get_num_threads()
-        _check(self._run_tape(steps, count, len(held), held.ctypes.data, start.ctypes.data, threads))
+    def run_tape(
+        self, steps: int, count: int, rows: int, held: int | None, start: int | None, texts: int | None
+    ) -> None:
+        """See tape.Tape.run and tape.Tape.read; addresses, and how many."""
+        _check(self._run_tape(steps, count, rows, held, start, texts, torch.get_num_threads()))
 
 
 def _even(x: Tensor) -> bool:

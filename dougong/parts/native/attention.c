@@ -6,18 +6,6 @@
 
 #include "common.h"
 
-#define QUERIES 6
-#define KEYS 64
-
-/* q: (n, heads, T), k and v: (n, key heads, S), y: (n, T, heads) rows of `size` adjacent numbers; the strides of each in
-   numbers. mask (n or 1, T, S) is added to the scores, its rows `mask_step` and its batches `mask_row` apart, or NULL.
-   causal: query t sees the keys up to t + S - T alone. */
-typedef struct {
-    long n, heads, kv_heads, queries, keys, size;
-    long q_row, q_head, q_step, k_row, k_head, k_step, v_row, v_head, v_step, mask_row, mask_step, causal;
-    float scale;
-} Shape;
-
 /* 64 keys with each coordinate's numbers side by side: (size, 64), zeros past the last key. */
 static void turn_keys(const float *k, float *to, long count, long size, long step) {
     for (long s = 0; s < KEYS; s++)
@@ -87,8 +75,8 @@ INLINE void value_block(const int wide, const __mmask16 some, const float *p, lo
 }
 
 /* Six queries of one head from t; the last one stands in for those past the end, and is written again. */
-static void six_queries(const Shape *a, const float *q, const float *turned, const float *v, const float *mask, float *y,
-                        float *score, long t) {
+void six_queries(const Shape *a, const float *q, const float *turned, const float *v, const float *mask, float *y,
+                 float *score, long t) {
     const long last = t + QUERIES < a->queries ? t + QUERIES - 1 : a->queries - 1;
     const long count = a->causal ? last + a->keys - a->queries + 1 : a->keys, apart = (a->keys + KEYS - 1) / KEYS * KEYS;
     const float *queries[QUERIES];

@@ -1,10 +1,12 @@
-/* What the sources share. Everything that is named `..._for` holds worksharing loops without a parallel region of its
-   own: called by all threads of one (the tape), or within the region that the entry points open, they divide the work
-   and wait for each other at the end; called by one thread alone they do all of it. */
+/* What the sources share. Everything that is named `..._for` is called by all threads of a parallel region, each with its
+   hand: they divide the work of every loop and leave it when all of it is done. */
 #ifndef DOUGONG_COMMON_H
 #define DOUGONG_COMMON_H
 
 #include <immintrin.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +14,62 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8") /* else arrays of sums end up in memory, or in twice the moves */
 #define LOCAL __attribute__((visibility("hidden")))
+
+/* How threads share a loop. Each takes pieces of its own part of the range, from one end to the other, as memory likes it;
+   then what is left of others'. A loop is over when its work is done, not when all threads have come: one that the
+   system has put aside holds the others up only if it has a piece in hand, and finds nothing to do when it returns. At
+   barriers everybody would wait for it, some ten times a layer. */
+typedef struct {
+    _Alignas(64) atomic_long n; /* a line of the cache each */
+} Counter;
+
+/* A thread's place among `threads`, and the counters of the loop it comes to next: threads + 1 a loop, all 0 at first. */
+typedef struct {
+    Counter *next;
+    long me, threads;
+} Hand;
+
+typedef struct {
+    Counter *done, *taken; /* pieces of all, and of each part */
+    long me, threads, count, grain, part, from, to, mine;
+} Share;
+
+INLINE Share share(Hand *hand, long count, long grain) {
+    const Share all = {hand->next, hand->next + 1, hand->me, hand->threads, count, grain, 0, 0, 0, 0};
+    hand->next += hand->threads + 1;
+    return all;
+}
+
+INLINE int take(Share *s) {
+    s->mine += s->to - s->from;
+    for (; s->part < s->threads; s->part++) {
+        const long part = (s->me + s->part) % s->threads, start = s->count * part / s->threads;
+        const long size = s->count * (part + 1) / s->threads - start;
+        if (atomic_load_explicit(&s->taken[part].n, memory_order_relaxed) >= size) continue;
+        const long at = atomic_fetch_add_explicit(&s->taken[part].n, s->grain, memory_order_relaxed);
+        if (at >= size) continue;
+        s->from = start + at;
+        s->to = start + (at + s->grain < size ? at + s->grain : size);
+        return 1;
+    }
+    if (s->mine) atomic_fetch_add_explicit(&s->done->n, s->mine, memory_order_acq_rel);
+    for (long turn = 0; atomic_load_explicit(&s->done->n, memory_order_acquire) < s->count; turn++) {
+        if (turn < 1000)
+            _mm_pause();
+        else
+            sched_yield();
+    }
+    return 0;
+}
+
+/* for (each = 0; each < count; each++), `grain` at a time, divided among those who hold hands. */
+#define EACH(each, count, grain, hand)                                                                                 \
+    for (Share share_of_##each = share(hand, count, grain); take(&share_of_##each);)                                   \
+        for (long each = share_of_##each.from; each < share_of_##each.to; each++)
+
+/* The hands of a region of at most `most` threads that comes to `loops` loops: counters for it, and a thread's own. */
+#define COUNTERS(loops, most) ((size_t)(loops) * ((most) + 1))
+#define HAND(counters) {counters, omp_get_thread_num(), omp_get_num_threads()}
 
 INLINE __mmask16 lanes(long left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1); }
 
@@ -51,19 +109,22 @@ typedef struct {
     const float *factor, *bias; /* bias may be NULL */
 } Matrix;
 
-/* Where a product goes: `apart` numbers from row to row, added to what is there or in its place. */
+/* Where a product goes: `apart` numbers from row to row, added to what is there or in its place. y holds the columns from
+   `first` on. */
 typedef struct {
     float *y;
     long apart;
     int add;
+    long first;
 } Target;
 
 LOCAL void *room(int number, size_t bytes);
 LOCAL Rows rows_in(void *memory, long n, long in, long group);
 LOCAL size_t rows_bytes(long n, long in, long group);
-LOCAL void quantise_for(Rows rows, const float *x, long n, long in, long group);
-LOCAL void integers_for(const Matrix *m, Rows rows, Target to, long n);
-LOCAL void floats_for(const Matrix *m, const float *x, Target to, long n);
+LOCAL void quantise_for(Hand *hand, Rows rows, const float *x, long n, long in, long group);
+LOCAL void integers_for(Hand *hand, const Matrix *m, Rows rows, Target to, long n);
+LOCAL void gated_for(Hand *hand, const Matrix *m, Rows rows, int kind, float *y, float *both, long n);
+LOCAL void floats_for(Hand *hand, const Matrix *m, const float *x, Target to, long n);
 
 /* The activations of feed-forwards. */
 enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4 };
@@ -85,8 +146,47 @@ INLINE __m512 numbers(const int half, const void *from, long at, __mmask16 some)
 LOCAL void rms_row(const float *x, const float *w, float *y, long width, float eps);
 LOCAL void layer_row(const float *x, const float *w, const float *b, float *y, long width, float eps);
 LOCAL void turn_head(const float *x, const float *cos, const float *sin, float *y, long size, long h, int interleaved);
+/* Attention of many queries: q (n, heads, T), k and v (n, key heads, S), y (n, T, heads) rows of `size` adjacent numbers;
+   the strides of each in numbers. mask (n or 1, T, S) is added to the scores, its rows `mask_step` and its batches
+   `mask_row` apart, or NULL. causal: query t sees the keys up to t + S - T alone. */
+typedef struct {
+    long n, heads, kv_heads, queries, keys, size;
+    long q_row, q_head, q_step, k_row, k_head, k_step, v_row, v_head, v_step, mask_row, mask_step, causal;
+    float scale;
+} Shape;
+
+#define QUERIES 6 /* at a time */
+#define KEYS 64
+
+/* Attention of a decoder's new tokens: q, k and v stand in rows of the tape's x, `apart` numbers from row to row. Keys and
+   values of all tokens are kept as (places, key heads, size), float32 or (half) bfloat16. */
+typedef struct {
+    long heads, kv_heads, size, turning, window; /* window 0: none */
+    int interleaved, norm_last, half;
+    float scale, softcap, eps;
+    long q, k, v; /* where they begin in a row */
+    const float *q_norm, *k_norm, *sinks; /* each may be NULL */
+    void *keys, *values;
+    const float *cos, *sin; /* (n, turning) */
+    long table;             /* of the places */
+} Heads;
+
+/* Texts whose new tokens are the rows of a tape, one text after the other: of each text its first row, how many rows, how
+   many tokens before them, and in each table the places of all its tokens, from `where` (tables, texts) on. Of what comes
+   out the `picked` rows `pick` are wanted. */
+typedef struct {
+    long texts, picked;
+    const long *first, *count, *held, *where, *places, *pick;
+} Texts;
+
+LOCAL void take_token(const Heads *h, float *x, long row, long head, long place);
+LOCAL void attend_texts_for(Hand *hand, const Heads *h, float *x, long apart, float *y, const Texts *texts, float *memory, float *score);
+LOCAL size_t texts_room(const Heads *h, const Texts *texts);
+LOCAL void six_queries(const Shape *a, const float *q, const float *turned, const float *v, const float *mask, float *y,
+                       float *score, long t);
 LOCAL void attend_head(const float *q, const void *k, const void *v, const float *mask, float *y, float *score,
                        long group, const Keys *keys, const float *sinks);
-LOCAL void activate_for(int kind, const float *gate, const float *up, float *y, long n, long width, long apart);
+LOCAL void activate_row(int kind, const float *gate, const float *up, float *y, long width);
+LOCAL void activate_for(Hand *hand, int kind, const float *gate, const float *up, float *y, long n, long width, long apart);
 
 #endif

@@ -23,14 +23,13 @@ INLINE void float_row(const int half, const int tokens, const Matrix *m, const f
     }
     UNROLL for (int k = 0; k < tokens; k++) {
         const float value = _mm512_reduce_add_ps(_mm512_add_ps(sum[k], more[k]));
-        float *y = to.y + (t + k) * to.apart + o;
+        float *y = to.y + (t + k) * to.apart + o - to.first;
         *y = (to.add ? *y : 0) + (m->bias ? value + m->bias[o] : value);
     }
 }
 
-INLINE void float_rows(const int half, const Matrix *m, const float *x, Target to, long n) {
-#pragma omp for schedule(static)
-    for (long o = 0; o < m->out; o++) {
+INLINE void float_rows(Hand *hand, const int half, const Matrix *m, const float *x, Target to, long n) {
+    EACH(o, m->out, 16, hand) {
         long t = 0;
         for (; t + 8 <= n; t += 8) float_row(half, 8, m, x, to, t, o);
         for (; t + 4 <= n; t += 4) float_row(half, 4, m, x, to, t, o);
@@ -39,16 +38,21 @@ INLINE void float_rows(const int half, const Matrix *m, const float *x, Target t
 }
 
 /* y (n, out) = x (n, in) W^T + bias. */
-void floats_for(const Matrix *m, const float *x, Target to, long n) {
+void floats_for(Hand *hand, const Matrix *m, const float *x, Target to, long n) {
     if (m->kind == BFLOAT16)
-        float_rows(1, m, x, to, n);
+        float_rows(hand, 1, m, x, to, n);
     else
-        float_rows(0, m, x, to, n);
+        float_rows(hand, 0, m, x, to, n);
 }
 
 static void product(const Matrix *m, const float *x, float *y, long n) {
+    Counter counters[COUNTERS(1, omp_get_max_threads())];
+    memset(counters, 0, sizeof counters);
 #pragma omp parallel
-    floats_for(m, x, (Target){y, m->out, 0}, n);
+    {
+        Hand hand = HAND(counters);
+        floats_for(&hand, m, x, (Target){y, m->out, 0, 0}, n);
+    }
 }
 
 /* y (n, out) = x (n, in) W^T + bias for W in float32, in a region of its own. */

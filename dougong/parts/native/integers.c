@@ -15,8 +15,8 @@
 
 /* Room that a thread keeps from call to call, at least `bytes`; each use has a number of its own. */
 void *room(int number, size_t bytes) {
-    static __thread void *held[3];
-    static __thread size_t size[3];
+    static __thread void *held[4];
+    static __thread size_t size[4];
     if (bytes > size[number]) {
         free(held[number]);
         const size_t wanted = (bytes + 4095) / 4096 * 4096;
@@ -65,9 +65,8 @@ static void quantise_row(const float *x, long in, long group, int8_t *p, float *
     }
 }
 
-void quantise_for(Rows rows, const float *x, long n, long in, long group) {
-#pragma omp for schedule(static)
-    for (long t = 0; t < n; t++) {
+void quantise_for(Hand *hand, Rows rows, const float *x, long n, long in, long group) {
+    EACH(t, n, 1, hand) {
         quantise_row(x + t * in, in, group, rows.p + t * rows.stride, rows.largest + t, rows.sums + t * rows.groups);
         memset(rows.p + t * rows.stride + in, 0, rows.stride - in);
     }
@@ -109,7 +108,7 @@ INLINE void put(const Matrix *m, Rows rows, Target to, long t, long o, int r, __
     __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_maskz_loadu_ps(some, m->factor + at));
     value = _mm512_mul_ps(value, _mm512_set1_ps(rows.largest[t]));
     if (m->bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, m->bias + at));
-    float *y = to.y + t * to.apart + at;
+    float *y = to.y + t * to.apart + at - to.first;
     if (to.add) value = _mm512_add_ps(_mm512_maskz_loadu_ps(some, y), value);
     _mm512_mask_storeu_ps(y, some, value);
 }
@@ -235,23 +234,37 @@ static void widen(const Matrix *m, uint8_t *w, long o) {
     }
 }
 
+/* One tile times all rows. */
+static void tile_for(const Matrix *m, Rows rows, Target to, long n, long o) {
+    if (m->kind == INT8) {
+        int8_tile(m, (const uint8_t *)m->weights + o * ((m->in + 3) / 4 * 4), rows, to, n, o);
+        return;
+    }
+    uint8_t *wide = n < EXPAND ? NULL : room(1, 64 * m->in);
+    if (wide) {
+        widen(m, wide, o);
+        int8_tile(m, wide, rows, to, n, o);
+        return;
+    }
+    long t = 0;
+    for (; t + 2 <= n; t += 2) int4_rows(2, m, rows, to, t, o);
+    if (t < n) int4_rows(1, m, rows, to, t, o);
+}
+
 /* y (n, out) = x (n, in) W^T + bias for x as `rows`. */
-void integers_for(const Matrix *m, Rows rows, Target to, long n) {
-#pragma omp for schedule(static)
-    for (long o = 0; o < m->out; o += 64) {
-        if (m->kind == INT8) {
-            int8_tile(m, (const uint8_t *)m->weights + o * ((m->in + 3) / 4 * 4), rows, to, n, o);
-            continue;
-        }
-        uint8_t *wide = n < EXPAND ? NULL : room(1, 64 * m->in);
-        if (wide) {
-            widen(m, wide, o);
-            int8_tile(m, wide, rows, to, n, o);
-            continue;
-        }
-        long t = 0;
-        for (; t + 2 <= n; t += 2) int4_rows(2, m, rows, to, t, o);
-        if (t < n) int4_rows(1, m, rows, to, t, o);
+void integers_for(Hand *hand, const Matrix *m, Rows rows, Target to, long n) {
+    EACH(tile, (m->out + 63) / 64, 1, hand) tile_for(m, rows, to, n, 64 * tile);
+}
+
+/* y (n, out / 2) = f(g) u, where g and u are the halves of the product, each a multiple of 64 wide. A tile of both is read
+   again while it is in the cache. both: room of this thread for 128 n numbers. */
+void gated_for(Hand *hand, const Matrix *m, Rows rows, int kind, float *y, float *both, long n) {
+    const long width = m->out / 2;
+    EACH(tile, width / 64, 1, hand) {
+        const long o = 64 * tile;
+        tile_for(m, rows, (Target){both, 128, 0, o}, n, o);
+        tile_for(m, rows, (Target){both + 64, 128, 0, width + o}, n, width + o);
+        for (long t = 0; t < n; t++) activate_row(kind, both + 128 * t, both + 128 * t + 64, y + t * width + o, 64);
     }
 }
 
@@ -260,10 +273,13 @@ static int product(const Matrix *m, const float *x, float *y, long n, long group
     void *memory = room(0, rows_bytes(n, m->in, group));
     if (!memory) return 1;
     const Rows rows = rows_in(memory, n, m->in, group);
+    Counter counters[COUNTERS(2, omp_get_max_threads())];
+    memset(counters, 0, sizeof counters);
 #pragma omp parallel
     {
-        quantise_for(rows, x, n, m->in, group);
-        integers_for(m, rows, (Target){y, m->out, 0}, n);
+        Hand hand = HAND(counters);
+        quantise_for(&hand, rows, x, n, m->in, group);
+        integers_for(&hand, m, rows, (Target){y, m->out, 0, 0}, n);
     }
     return 0;
 }

@@ -1,26 +1,13 @@
-/* A step of decoding as a tape: what a decoder does with one token of each of n rows, from the embedding to the last
-   norm, written down once and run in one call and one parallel region. Between two operations threads meet at a
-   barrier, which takes a tenth of what a call from Python does.
+/* A decoder as a tape: what it does with n tokens, from the embedding to the last norm, written down once and run in one
+   call and one parallel region. Tokens are those of n texts, one each, whose keys and values lie in lanes; or many of a
+   few texts. Between two operations threads wait until the first is done, a tenth of what a call from Python takes.
 */
-#include <omp.h>
-
 #include "common.h"
 
-enum { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, ADD = 4 };
+enum { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, ADD = 4, GATED = 5, PICK = 6 };
 
-/* Attention of new tokens over lanes: q, k and v stand in rows of the step's x, `apart` numbers from row to row. Keys and
-   values of a lane are (places, key heads, size), float32 or (half) bfloat16. */
-typedef struct {
-    long heads, kv_heads, size, turning, window; /* window 0: none */
-    int interleaved, norm_last, half;
-    float scale, softcap, eps;
-    long q, k, v; /* where they begin in a row */
-    const float *q_norm, *k_norm, *sinks; /* each may be NULL */
-    void *keys, *values;
-    const float *cos, *sin; /* (n, turning) */
-} Heads;
-
-/* kind: NORM 0 rms, 1 layer; LINEAR 1 to add to y; ACTIVATE the function. x and y (n, apart of theirs). */
+/* kind: NORM 0 rms, 1 layer; LINEAR 1 to add to y; ACTIVATE and GATED the function; PICK 1: the last one. x and y (n, apart
+   of theirs). */
 typedef struct {
     int op, kind;
     long width, x_apart, y_apart;
@@ -51,37 +38,55 @@ static void keep(int half, const float *x, void *to, long at, long size) {
     }
 }
 
+/* A token's key and value in one head to their place, and what is done to its queries and key before. */
+void take_token(const Heads *h, float *x, long row, long head, long place) {
+    const long group = h->heads / h->kv_heads, at = (place * h->kv_heads + head) * h->size;
+    float *q = x + h->q + head * group * h->size, *k = x + h->k + head * h->size;
+    const float *cos = h->cos + row * h->turning, *sin = h->sin + row * h->turning;
+    for (long g = 0; g < group; g++) prepared(h, q + g * h->size, h->q_norm, cos, sin);
+    prepared(h, k, h->k_norm, cos, sin);
+    keep(h->half, k, h->keys, at, h->size);
+    keep(h->half, x + h->v + head * h->size, h->values, at, h->size);
+}
+
 /* held: tokens of each row before this one. start: the place of each row's first token. score: room of this thread. */
-static void attend_for(const Step *step, long n, const long *held, const long *start, float *score) {
+static void attend_for(Hand *hand, const Step *step, long n, const long *held, const long *start, float *score) {
     const Heads *h = step->heads;
     const long group = h->heads / h->kv_heads, step_size = h->kv_heads * h->size;
-#pragma omp for schedule(static)
-    for (long each = 0; each < n * h->kv_heads; each++) {
+    EACH(each, n * h->kv_heads, 1, hand) {
         const long row = each / h->kv_heads, head = each % h->kv_heads;
         float *x = (float *)step->x + row * step->x_apart;
-        float *q = x + h->q + head * group * h->size, *k = x + h->k + head * h->size;
-        const float *v = x + h->v + head * h->size;
-        const float *cos = h->cos + row * h->turning, *sin = h->sin + row * h->turning;
-        for (long g = 0; g < group; g++) prepared(h, q + g * h->size, h->q_norm, cos, sin);
-        prepared(h, k, h->k_norm, cos, sin);
+        take_token(h, x, row, head, start[row] + held[row]);
         const long first = h->window && held[row] + 1 > h->window ? held[row] + 1 - h->window : 0;
         const long from = (start[row] + first) * step_size + head * h->size;
-        const long now = (start[row] + held[row]) * step_size + head * h->size;
-        keep(h->half, k, h->keys, now, h->size);
-        keep(h->half, v, h->values, now, h->size);
         const Keys keys = {held[row] + 1 - first, h->size, step_size, step_size, h->scale, h->softcap, h->half};
         const long bytes = h->half ? sizeof(uint16_t) : sizeof(float);
-        attend_head(q, (char *)h->keys + bytes * from, (char *)h->values + bytes * from, NULL,
+        attend_head(x + h->q + head * group * h->size, (char *)h->keys + bytes * from, (char *)h->values + bytes * from, NULL,
                     step->y + row * step->y_apart + head * group * h->size, score, group, &keys,
                     h->sinks ? h->sinks + head * group : NULL);
     }
 }
 
-static void run_for(const Step *step, long n, const long *held, const long *start, void *memory, float *score) {
+/* The wanted rows to the front. They ascend, so none is overwritten before it has moved. */
+static void pick(Hand *hand, const Step *step, const Texts *texts) {
+    EACH(all, 1, 1, hand)
+    for (long row = 0; row < texts->picked; row++)
+        memmove(step->y + row * step->y_apart, step->x + texts->pick[row] * step->x_apart, sizeof(float) * step->width);
+}
+
+/* What a run works on: n rows, which are single tokens in lanes (held, start) or tokens of texts. */
+typedef struct {
+    const long *held, *start;
+    const Texts *texts;
+    void *rows;      /* room for the rows of a product as integers */
+    float *together; /* for keys and values of a text */
+    float *own;      /* of this thread: scores, or a tile's products */
+} Run;
+
+static void run_for(Hand *hand, const Step *step, long n, const Run *run) {
     switch (step->op) {
     case NORM:
-#pragma omp for schedule(static)
-        for (long row = 0; row < n; row++) {
+        EACH(row, n, 1, hand) {
             const float *x = step->x + row * step->x_apart;
             float *y = step->y + row * step->y_apart;
             if (step->kind)
@@ -92,39 +97,76 @@ static void run_for(const Step *step, long n, const long *held, const long *star
         break;
     case LINEAR: {
         const Matrix *m = step->matrix;
-        const Target to = {step->y, step->y_apart, step->kind};
+        const Target to = {step->y, step->y_apart, step->kind, 0};
         if (m->kind == FLOAT32 || m->kind == BFLOAT16) {
-            floats_for(m, step->x, to, n);
+            floats_for(hand, m, step->x, to, n);
         } else {
             const long group = m->kind == INT4 ? m->group : m->in;
-            const Rows rows = rows_in(memory, n, m->in, group);
-            quantise_for(rows, step->x, n, m->in, group);
-            integers_for(m, rows, to, n);
+            const Rows rows = rows_in(run->rows, n, m->in, group);
+            quantise_for(hand, rows, step->x, n, m->in, group);
+            integers_for(hand, m, rows, to, n);
         }
         break;
     }
-    case ATTEND: attend_for(step, n, held, start, score); break;
-    case ACTIVATE: activate_for(step->kind, step->x, step->up, step->y, n, step->width, step->x_apart); break;
+    case GATED: {
+        const Matrix *m = step->matrix;
+        const long group = m->kind == INT4 ? m->group : m->in;
+        const Rows rows = rows_in(run->rows, n, m->in, group);
+        quantise_for(hand, rows, step->x, n, m->in, group);
+        gated_for(hand, m, rows, step->kind, step->y, run->own, n);
+        break;
+    }
+    case ATTEND:
+        if (run->texts)
+            attend_texts_for(hand, step->heads, (float *)step->x, step->x_apart, step->y, run->texts, run->together, run->own);
+        else
+            attend_for(hand, step, n, run->held, run->start, run->own);
+        break;
+    case ACTIVATE: activate_for(hand, step->kind, step->x, step->up, step->y, n, step->width, step->x_apart); break;
     case ADD:
-#pragma omp for schedule(static)
-        for (long i = 0; i < n * step->width; i++) step->y[i] += step->x[i];
+        EACH(row, n, 8, hand)
+        for (long i = 0; i < step->width; i++) step->y[row * step->width + i] += step->x[row * step->width + i];
     }
 }
 
-/* Run `count` steps for n rows in `threads` threads. Returns 1 when there is no memory, before anything is done. */
-int run_tape(const Step *steps, long count, long n, const long *held, const long *start, long threads) {
-    size_t bytes = 0, longest = 0;
-    for (long row = 0; row < n; row++) longest = (size_t)held[row] > longest ? (size_t)held[row] : longest;
+/* Run `count` steps for n rows in `threads` threads. held and start serve single tokens, texts (NULL then) others. Returns
+   1 when there is no memory, before anything is done. */
+int run_tape(const Step *steps, long count, long n, const long *held, const long *start, const Texts *texts,
+             long threads) {
+    size_t bytes = 0, longest = 0, together = 0, loops = 0;
+    for (long row = 0; row < (texts ? texts->texts : n); row++) {
+        const size_t keys = (texts ? texts->held : held)[row] + (texts ? texts->count[row] : 1);
+        longest = keys > longest ? keys : longest;
+    }
     for (long i = 0; i < count; i++) {
-        const Matrix *m = steps[i].op == LINEAR ? steps[i].matrix : NULL;
+        const Matrix *m = steps[i].op == LINEAR || steps[i].op == GATED ? steps[i].matrix : NULL;
         const size_t wanted = m ? rows_bytes(n, m->in, m->kind == INT4 ? m->group : m->in) : 0;
         bytes = wanted > bytes ? wanted : bytes;
+        const size_t numbers = texts && steps[i].op == ATTEND ? texts_room(steps[i].heads, texts) : 0;
+        together = numbers > together ? numbers : together;
+        loops += m ? 2 : texts && steps[i].op == ATTEND ? 3 * texts->texts : 1;
     }
-    const size_t own = 4 * (longest + 32); /* scores of four queries */
-    void *memory = room(0, bytes);
-    float *scores = room(2, sizeof(float) * own * threads);
-    if (!memory || !scores) return 1;
+    const size_t scores = texts ? QUERIES * (longest + KEYS) : 4 * (longest + 32); /* of as many queries */
+    const size_t own = (scores > 128 * (size_t)n ? scores : 128 * (size_t)n) + 16;
+    bytes = (bytes + 63) / 64 * 64;
+    char *memory = room(0, bytes + sizeof(float) * together);
+    float *each = room(2, sizeof(float) * own * threads);
+    Counter *counters = room(3, sizeof(Counter) * COUNTERS(loops, threads));
+    if (!memory || !each || !counters) return 1;
+    memset(counters, 0, sizeof(Counter) * COUNTERS(loops, threads));
 #pragma omp parallel num_threads(threads)
-    for (long i = 0; i < count; i++) run_for(steps + i, n, held, start, memory, scores + own * omp_get_thread_num());
+    {
+        Hand hand = HAND(counters);
+        const Run run = {held, start, texts, memory, (float *)(memory + bytes), each + own * omp_get_thread_num()};
+        long rows = n;
+        for (long i = 0; i < count; i++) {
+            if (steps[i].op != PICK) {
+                run_for(&hand, steps + i, rows, &run);
+            } else if (texts) {
+                pick(&hand, steps + i, texts);
+                if (steps[i].kind) rows = texts->picked;
+            }
+        }
+    }
     return 0;
 }

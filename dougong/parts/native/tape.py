@@ -8,7 +8,7 @@ layers, where one a layer and operation takes as long as the work itself.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from dougong.parts.native import ACTIVATIONS, Kernels
 from dougong.parts.shapes import Float
 
-_NORM, _LINEAR, _ATTEND, _ACTIVATE, _ADD = range(5)
+_NORM, _LINEAR, _ATTEND, _ACTIVATE, _ADD, _GATED, _PICK = range(7)
 _INT8, _INT4, _FLOAT32, _BFLOAT16 = range(4)
 _long, _float, _pointer, _int = ctypes.c_long, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
 
@@ -42,7 +42,31 @@ class _Heads(ctypes.Structure):
         ),
         *((name, _long) for name in ("q", "k", "v")),
         *((name, _pointer) for name in ("q_norm", "k_norm", "sinks", "keys", "values", "cos", "sin")),
+        ("table", _long),
     )
+
+
+class _Texts(ctypes.Structure):
+    _fields_ = (
+        *((name, _long) for name in ("texts", "picked")),
+        *((name, _pointer) for name in ("first", "count", "held", "where", "places", "pick")),
+    )
+
+
+class Reading(NamedTuple):
+    """Texts whose new tokens are the rows of a tape, one text after the other; int64.
+
+    first, size, held   of each text its first row, how many rows, and how many tokens it has before them
+    where               (tables, texts): from where on `places` names the places of the text's tokens, old and new
+    pick                the rows that are wanted in the end, ascending
+    """
+
+    first: np.ndarray
+    size: np.ndarray
+    held: np.ndarray
+    where: np.ndarray
+    places: np.ndarray
+    pick: np.ndarray
 
 
 class _Step(ctypes.Structure):
@@ -128,6 +152,30 @@ class Tape:
         sizes = {"inputs": x.shape[1], "out": y.shape[1], "group": x.shape[1]}
         self._linear(x, y, _Matrix(kind=kind, weights=self._at(weight), **sizes), bias, add)
 
+    def gated(
+        self,
+        name: str,
+        x: Tensor,
+        y: Tensor,
+        held: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor],
+        group: int,
+        bias: Tensor | None,
+    ) -> None:
+        """y = f(g) * u where g and u are the halves of a product of 2 y.shape[1] rows, each a multiple of 64 wide.
+
+        held: what `int8` (tiles and factor; group is then x's width) or `int4` (nibbles, steps and factor) takes."""
+        assert x.is_contiguous() and y.is_contiguous() and y.shape[1] % 64 == 0
+        kind, steps = (_INT8, None) if len(held) == 2 else (_INT4, self._at(held[1]))
+        matrix = _Matrix(kind=kind, inputs=x.shape[1], out=2 * y.shape[1], group=group, weights=self._at(held[0]))
+        matrix.steps, matrix.factor, matrix.bias = steps, self._at(held[-1]), self._at(bias)
+        self._held.append(matrix)
+        self._add(_GATED, x, y, y.shape[1], ACTIVATIONS[name], matrix=ctypes.addressof(matrix))
+
+    def pick(self, *buffers: Tensor) -> None:
+        """Where texts are read, only the wanted rows of these go on from here; nothing else does."""
+        for number, each in enumerate(buffers):
+            self._add(_PICK, each, each, each.shape[1], int(number + 1 == len(buffers)))
+
     def _linear(self, x: Tensor, y: Tensor, matrix: _Matrix, bias: Tensor | None, add: bool) -> None:
         assert x.is_contiguous()
         matrix.bias = self._at(bias)
@@ -172,16 +220,27 @@ class Tape:
         self._heads.append((made, state))
         self._add(_ATTEND, q, y, q.shape[1], x_apart=row, heads=ctypes.addressof(made))
 
-    def place(self, where: dict[Any, Tensor]) -> None:
-        """Where keys and values lie, in float32 or bfloat16: for each (state, "k" or "v") a channel's places (places,
-        key heads, size)."""
+    def place(self, where: dict[Any, tuple[Tensor, Tensor, int]]) -> None:
+        """Where keys and values lie, in float32 or bfloat16: for each state both channels' places (places, key heads,
+        size), and the number of their table of places."""
         for made, state in self._heads:
-            keys, values = where[state, "k"], where[state, "v"]
+            keys, values, made.table = where[state]
             made.keys, made.values, made.half = keys.data_ptr(), values.data_ptr(), keys.dtype == torch.bfloat16
 
     def run(self, held: np.ndarray, start: np.ndarray) -> None:
-        """Run the tape for as many rows as `held` has. held: tokens of each row before this one, int64. start: the
+        """Run the tape for single tokens, one of each lane. held: tokens of each row before this one, int64. start: the
         place of each row's first token in its lane."""
+        self._run(len(held), held.ctypes.data, start.ctypes.data, None)
+
+    def read(self, reading: Reading) -> int:
+        """Run the tape for the new tokens of texts; how many rows come out: those that are picked, if the tape picks.
+        No layer may have a window that such a text passes, sinks or a softcap."""
+        assert all(each.dtype == np.int64 and each.flags.c_contiguous for each in reading)
+        given = _Texts(len(reading.first), len(reading.pick), *(each.ctypes.data for each in reading))
+        self._run(int(reading.size.sum()), None, None, ctypes.addressof(given))
+        return len(reading.pick) if any(step.op == _PICK for step in self._steps) else int(reading.size.sum())
+
+    def _run(self, rows: int, held: int | None, start: int | None, texts: int | None) -> None:
         if self._whole is None:
             self._whole = (_Step * len(self._steps))(*self._steps)
-        self._kernels.run_tape(ctypes.addressof(self._whole), len(self._steps), held, start)
+        self._kernels.run_tape(ctypes.addressof(self._whole), len(self._steps), rows, held, start, texts)

@@ -110,24 +110,34 @@ INLINE __m512 activated(int kind, __m512 x) {
     }
 }
 
-/* y (n, width) = f(gate) * up, or f(gate) where up is NULL; gate and up have `apart` numbers from row to row. */
-void activate_for(int kind, const float *gate, const float *up, float *y, long n, long width, long apart) {
+/* y = f(gate) * up, or f(gate) where up is NULL. */
+void activate_row(int kind, const float *gate, const float *up, float *y, long width) {
+    for (long i = 0; i < width; i += 16) {
+        const __mmask16 some = lanes(width - i);
+        __m512 value = activated(kind, _mm512_maskz_loadu_ps(some, gate + i));
+        if (up) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, up + i));
+        _mm512_mask_storeu_ps(y + i, some, value);
+    }
+}
+
+/* The same for n rows; gate and up have `apart` numbers from row to row. */
+void activate_for(Hand *hand, int kind, const float *gate, const float *up, float *y, long n, long width, long apart) {
     const long pieces = (width + 511) / 512;
-#pragma omp for schedule(static)
-    for (long piece = 0; piece < n * pieces; piece++) {
-        const long row = piece / pieces, start = piece % pieces * 512;
-        for (long i = start; i < width && i < start + 512; i += 16) {
-            const __mmask16 some = lanes(width - i);
-            __m512 value = activated(kind, _mm512_maskz_loadu_ps(some, gate + row * apart + i));
-            if (up) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, up + row * apart + i));
-            _mm512_mask_storeu_ps(y + row * width + i, some, value);
-        }
+    EACH(piece, n * pieces, 4, hand) {
+        const long row = piece / pieces, start = piece % pieces * 512, count = width - start < 512 ? width - start : 512;
+        const long at = row * apart + start;
+        activate_row(kind, gate + at, up ? up + at : NULL, y + row * width + start, count);
     }
 }
 
 void activate(int kind, const float *gate, const float *up, float *y, long n, long width, long apart) {
+    Counter counters[COUNTERS(1, omp_get_max_threads())];
+    memset(counters, 0, sizeof counters);
 #pragma omp parallel if (n * width > 16384)
-    activate_for(kind, gate, up, y, n, width, apart);
+    {
+        Hand hand = HAND(counters);
+        activate_for(&hand, kind, gate, up, y, n, width, apart);
+    }
 }
 
 /* score_gs = scale q_g k_s + mask_s for the queries g of a group and `count` keys; most_g: the largest. Queries share

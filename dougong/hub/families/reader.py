@@ -102,12 +102,18 @@ class Reader:
             raise self.wrong(key, kinds, f"{len(usual)} of {' or '.join(known)}")
         return kinds
 
-    def inside(self, key: str) -> Reader:
-        """Of the mapping that the key has, or of an empty one."""
+    def mapping(self, key: str, known: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """What the key has, or an empty one. known: the keys that it may have."""
         given = self.raw(key) or {}
-        if not isinstance(given, dict):
-            raise self.wrong(key, given, "a mapping")
-        return Reader(self.family, given, f"{self._where}{key}.")
+        if not isinstance(given, dict) or (known is not None and not given.keys() <= {*known}):
+            raise self.wrong(key, given, "a mapping" if known is None else f"a mapping with {' and '.join(known)}")
+        return given
+
+    def inside(self, key: str, beside: Mapping[str, str] | None = None) -> Reader:
+        """Of the mapping that the key has, or of an empty one. beside: of keys that it may leave out, other names under
+        which they may stand beside it."""
+        others = {own: self.raw(other) for own, other in (beside or {}).items() if self.raw(other) is not None}
+        return Reader(self.family, {**others, **self.mapping(key)}, f"{self._where}{key}.")
 
     def head_size(self, width: int, key: str, heads: int) -> int:
         """The width over the heads that `key` gives, which must divide it."""

@@ -23,8 +23,7 @@ from dougong.parts.position import Alibi
 from dougong.parts.rope import Rope
 
 FAMILY = "baichuan"
-SECOND = 125696
-"""Tokens in the vocabulary of Baichuan 2."""
+SECOND = 125696  # tokens in the vocabulary of Baichuan 2
 
 
 def _ask(config: Reader, given: Given) -> None:
@@ -35,8 +34,7 @@ def _ask(config: Reader, given: Given) -> None:
 
 
 def _ways(parts: Parts) -> Iterable[dict[str, Any]]:
-    """13B's key, or that of 7B beside it."""
-    names = ("model_max_length", "max_position_embeddings")
+    names = ("model_max_length", "max_position_embeddings")  # 13B has the first alone
     return (dict.fromkeys(names[:count], parts.spec.context) for count in (1, 2))
 
 

@@ -228,6 +228,9 @@ def test_the_step_between_sparse_layers_counts_before_their_number() -> None:
         ("modernbert", {"local_attention": 1}, "local_attention is 1; expected at least 2"),
         ("mamba2", {"time_step_limit": [0.5, 0.1]}, r"time_step_limit is \[0.5, 0.1\]"),
         ("mamba2", {"time_step_limit": [{}, None]}, r"time_step_limit is "),
+        ("mamba2", {"time_step_limit": {}}, r"time_step_limit is {}"),
+        ("kimi_linear", {"linear_num_heads": 0.5}, "kimi_linear: linear_num_heads is 0.5"),
+        ("kimi_linear", {"linear_attn_config": {"num_heads": 0.5}}, "linear_attn_config.num_heads is 0.5"),
         ("mistral", {"num_attention_heads": 1000, "num_key_value_heads": 1000, "head_dim": None}, "heads is 1000"),
     ],
 )

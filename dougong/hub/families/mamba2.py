@@ -24,7 +24,7 @@ INFINITY = {"__float__": "Infinity"}
 
 def _read_steps(reader: Reader, key: str, usual: None) -> tuple[float, float | None]:
     """The least and the largest time step; infinity (None) is spelled in several ways."""
-    given = reader.raw(key) or [0.0, None]
+    given = reader.raw(key) if key in reader else [0.0, None]
     steps: Any = given if isinstance(given, (list, tuple)) and len(given) == 2 else ("", "")
     least, largest = steps[0], math.inf if steps[1] in (None, "Infinity", "inf", INFINITY) else steps[1]
     if not {type(least), type(largest)} <= {int, float} or not 0 <= least <= largest:

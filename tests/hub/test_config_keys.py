@@ -15,7 +15,7 @@ SAMPLE = 10
 
 @pytest.mark.parametrize("family", WALKED)
 def test_one_key_at_a_time(family: str) -> None:
-    config = draw(family, 41)
+    config = draw(family, 43)
     assert outcome(family, config)[0] == "same"
     told = [
         (key, value, outcome(family, {**config, key: value}))

@@ -36,6 +36,8 @@ LENGTHS = (7, foreign.LONG)
 LEFT = {"transformers_version", "architectures", "model_type", "dtype", "vocab_size", "id2label", "label2id"}
 # Read by modeling files, but a method, or of another part of the config class.
 NO_KEYS = {"get_text_config", "to_dict", "attribute_map", "standardize_rope_params", "num_labels"}
+# What ours has from the published code, where transformers passes over it (MPT) or adds it twice (Falcon, eager).
+PUBLISHED = {"falcon": ("alibi",), "mpt": ("alibi_bias_max",)}
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu", "x"]
 ORIGINAL = {"original_max_position_embeddings": 16}
 SCALINGS = [
@@ -78,9 +80,11 @@ def changes(family: str, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     whole = json.loads(described.to_json_string(use_diff=False))
     source = inspect.getsource(import_module(type(described).__module__.replace("configuration", "modeling")))
     read = {*re.findall(r"config\.([a-z]\w+)", source), *re.findall(r'config, "([a-z]\w+)"', source)}
-    for key in sorted({*whole, *read} - LEFT - NO_KEYS):
+    kept = PUBLISHED.get(family, ())
+    for key in sorted({*whole, *read} - LEFT - NO_KEYS - {*kept}):
         for value in other_values(whole.get(key)):
-            yield key, value
+            if not isinstance(value, dict) or all(value.get(each) == whole[key].get(each) for each in kept):
+                yield key, value
 
 
 def build(family: str, config: dict[str, Any]) -> Any:

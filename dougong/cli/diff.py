@@ -25,7 +25,8 @@ LENGTH = 32  # tokens of the default text
 @dataclass(frozen=True)
 class Diff:
     """Run the same tokens through two models and show where they part: embedding, each layer's mixer and feed-forward,
-    final norm, logits; then the specs' and the weights' differences. Exit status 0: the same; 1: they part.
+    final norm, logits, the head of a task; then the specs' and the weights' differences. Exit status 0: the same; 1:
+    they part.
 
     examples:
       dougong diff path/to/original runs/converted

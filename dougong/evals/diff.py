@@ -22,7 +22,7 @@ from dougong.parts.shapes import Int
 
 # What is looked at, where a model has it: the parts named by `model.decoder` and `model.block`.
 _LOOKED_AT = re.compile(r"(encoder\.)?(embedding|norm|layers\.\d+(\.(mixer|cross|ffn))?)")
-LOGITS = "logits"
+LOGITS, TASK = "logits", "task"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def compare(a: LanguageModel, b: LanguageModel, tokens: Int[Tensor, "B T"]) -> l
     """One row for each part that both models have, in the order in which the first runs them.
 
     An encoder reads the tokens too. Models of different depths are compared up to the last layer of the shallower one;
-    of different vocabularies by the logits that both have. Raises DougongError for tokens or widths that do not fit.
+    of different vocabularies by the logits that both have; heads for tasks with other labels are left out. Raises
+    DougongError for tokens or widths that do not fit.
     """
     if a.spec.width != b.spec.width:
         raise DougongError(f"the models are {a.spec.width} and {b.spec.width} wide; no activation can be compared")
@@ -63,6 +64,8 @@ def compare(a: LanguageModel, b: LanguageModel, tokens: Int[Tensor, "B T"]) -> l
     for found in (first, second):
         if LOGITS in found:
             found[LOGITS] = found[LOGITS][..., :vocab]
+    if TASK in first and TASK in second and first[TASK].shape != second[TASK].shape:
+        del second[TASK]  # of other labels
     return [_row(part, first[part], second[part]) for part in first if part in second and last(part)]
 
 
@@ -72,7 +75,8 @@ def first_apart(rows: Sequence[Row], tolerance: float) -> Row | None:
 
 
 def activations(model: Model, tokens: Int[Tensor, "B T"]) -> dict[str, Tensor]:
-    """What each part of a model gives for these tokens, on the CPU, in the order in which they run; and the logits."""
+    """What each part of a model gives for these tokens, on the CPU, in the order in which they run; and the logits, and
+    what the head for a task gives."""
     found: dict[str, Tensor] = {}
     device = next(model.parameters()).device
     was, tokens = model.training, tokens.to(device)
@@ -82,6 +86,8 @@ def activations(model: Model, tokens: Int[Tensor, "B T"]) -> dict[str, Tensor]:
             out = model(tokens, tokens) if model.spec.encoder is not None else model(tokens)
             if model.spec.head is not None:
                 found[LOGITS] = out.logits.cpu()
+            if model.spec.task is not None:
+                found[TASK] = out.task.cpu()
     finally:
         model.train(was)
     return found
@@ -115,7 +121,7 @@ def _last_common(a: ModelSpec, b: ModelSpec) -> Callable[[str], bool]:
     def common(part: str) -> bool:
         if part.startswith("encoder."):
             return encoders or part != "encoder.norm"
-        return decoders or part not in ("norm", LOGITS)
+        return decoders or part not in ("norm", LOGITS, TASK)
 
     return common
 

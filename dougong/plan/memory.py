@@ -60,9 +60,11 @@ def optimizer_bytes(spec: ModelSpec, optimizer: str) -> int:
 def layer_matrices(spec: ModelSpec) -> int:
     """Parameters that stand in matrices inside the layers: a layer's operations that do not depend on the context are
     two for each of them, but of experts only the chosen ones work."""
-    count = 0.0
+    count = float(layer_matrices(spec.encoder)) if spec.encoder is not None else 0.0
     for layer in spec.layers:
-        count += layer.mixer.flops(spec.width, 0.0) / 2
+        count += layer.mixer.flops(spec.width, 0.0) / 2 + (
+            layer.cross.flops(spec.width, 0.0) / 2 if layer.cross else 0.0
+        )
         if isinstance(layer.ffn, MoE):  # a token's operations touch a few of them
             count += layer.ffn.parameters(spec.width)
         elif layer.ffn is not None:
@@ -94,7 +96,7 @@ def training_memory(
     weights = gradients = FLOAT * spec.parameters()
     states = optimizer_bytes(spec, optimizer)
     rows = batch * tokens
-    step = Step(batch, tokens, _itemsize(dtype), on)
+    step = Step(batch, tokens, _itemsize(dtype), on, spec.causal)
     activations = int(rows * model_bytes(spec, step, recompute))
     if packed and not all(step.keeps_weights(layer.mixer) for layer in spec.layers):
         activations += rows * tokens * step.itemsize  # the mask, (B, T, T), shared by all layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from dougong.evals.diff import compare, compare_specs, compare_weights, first_apart
 from dougong.hub import LanguageModel, load, save
 from dougong.model import Model, ModelSpec, decoder_spec, initialise
+from dougong.parts.heads import Classifier
 
 
 def made(spec: ModelSpec) -> LanguageModel:
@@ -119,6 +121,17 @@ def test_specs_and_shapes_that_differ_are_listed() -> None:
     assert shapes["layers.0.ffn.up.weight"] == "(64, 16) in A, (96, 16) in B"
     rows = compare(a, b, torch.arange(20)[None])
     assert first_apart(rows, 1e-4) == rows[1]
+
+
+def test_the_head_of_a_task_is_compared_too(dougong: Callable, tmp_path: Path) -> None:
+    spec = replace(decoder_spec(60, 16, 1, 2, 32), head=None, task=Classifier(("no", "yes"), at="last", bias=False))
+    save(made(spec), tmp_path / "base")
+    result = dougong("diff", tmp_path / "base", changed(tmp_path / "base", "task.output.weight"))
+    assert result.status == 1
+    assert "they part at task" in result.out
+    wider = made(replace(spec, task=Classifier(("no", "yes", "perhaps"), at="last", bias=False)))
+    rows = compare(load(tmp_path / "base"), wider, torch.tensor([[1, 2, 3]]))
+    assert [row.part for row in rows][-1] == "norm"
 
 
 def test_the_text_or_the_tokens_to_compare_with(dougong: Callable, model: Path, base: Path) -> None:

@@ -216,3 +216,33 @@ def test_the_step_between_sparse_layers_counts_before_their_number() -> None:
     assert sparse(encoder_sparse_step=3) == [1, 4]
     assert sparse(encoder_sparse_step=4) == [1]
     assert sparse(encoder_sparse_step=0) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "changed", "told"),
+    [
+        ("llama", {"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'; expected a list"),
+        ("gemma3_text", {"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; expected a mapping"),
+        ("modernbert", {"rope_parameters": 3}, "rope_parameters is 3; expected a mapping"),
+        ("modernbert", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is .*full_attention"),
+        ("modernbert", {"local_attention": 1}, "local_attention is 1; expected at least 2"),
+        ("mamba2", {"time_step_limit": [0.5, 0.1]}, r"time_step_limit is \[0.5, 0.1\]"),
+        ("mamba2", {"time_step_limit": [{}, None]}, r"time_step_limit is "),
+        ("mamba2", {"time_step_limit": {}}, r"time_step_limit is {}"),
+        ("kimi_linear", {"linear_num_heads": 0.5}, "kimi_linear: linear_num_heads is 0.5"),
+        ("kimi_linear", {"linear_attn_config": {"num_heads": 0.5}}, "linear_attn_config.num_heads is 0.5"),
+        ("mistral", {"num_attention_heads": 1000, "num_key_value_heads": 1000, "head_dim": None}, "heads is 1000"),
+    ],
+)
+def test_what_is_no_mapping_or_no_list_is_refused_by_name(family: str, changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(DougongError, match=told):
+        FAMILIES[family].from_config({**foreign.draw_config(family, 1), **changed})
+
+
+def test_time_steps_without_end_are_spelled_in_several_ways() -> None:
+    read = FAMILIES["mamba2"].from_config
+    drawn = foreign.draw_config("mamba2", 1)
+    endless = {
+        repr(read({**drawn, "time_step_limit": [0.25, each]})) for each in (None, "Infinity", "inf", float("inf"))
+    }
+    assert len(endless | {repr(read({**drawn, "time_step_limit": [0.25, {"__float__": "Infinity"}]}))}) == 1

@@ -16,12 +16,15 @@ from dougong.hub.families.fields import (
     Keys,
     activation,
     cap,
+    change,
     choice,
     flag,
     inside,
     integer,
     number,
     optional,
+    search,
+    settings,
     share,
     usually,
 )
@@ -38,6 +41,7 @@ def first_is_dense(config: Reader, given: Given) -> None:
     given["layers"]["ffns"] = ["dense"] + ["experts"] * (given["layers"]["depth"] - 1)
 
 
+DENSE = Keys(first_is_dense)
 TABLE = Table(
     "toy",
     "ToyForCausalLM",
@@ -65,7 +69,7 @@ TABLE = Table(
         ),
         flag("normalise", "experts.router.normalise", True),
         flag("tied", "head.tied", False),
-        Keys(first_is_dense),
+        DENSE,
     ),
     always={
         "mixer.qk_norm": the_norm,
@@ -160,6 +164,9 @@ def test_an_old_name_counts_where_the_new_one_is_not_there() -> None:
         ("moe", {"router": "hash"}, "moe.router is 'hash'; expected 'top'"),
         ("moe", {"expert": 2}, "moe.expert = 2.*did you mean 'experts'"),
         ("colours", 3, "did you mean 'colour'"),
+        ("act", ["gelu"], r"act is \['gelu'\]; known"),
+        ("order", {}, "order is {}; expected 'before'"),
+        ("moe", 3, "moe is 3; expected a mapping"),
     ],
 )
 def test_what_is_wrong_is_told_by_name(key: str, value: Any, told: str) -> None:
@@ -188,3 +195,36 @@ def test_other_parts_and_none_at_all_are_refused() -> None:
         TABLE.write(replace(spec, layers=(without,)))
     with pytest.raises(DougongError, match=r"toy cannot express embedding.factor = 3"):
         TABLE.to_config(replace(spec, embedding=replace(spec.embedding, factor=3)))
+
+
+def scales(config: Reader, given: Given) -> None:
+    """Two keys that together say what scores of each layer are multiplied by, and how many key heads there are."""
+    step, halved = config.integer("step", 2), config.flag("halved", False)
+    given["mixer"]["kv_heads"] = given["mixer"]["heads"] if halved else 1
+    for index in range(given["layers"]["depth"]):
+        change(given, index, "mixer.scale", 0.5 if halved and index % step == 0 else 1.0)
+
+
+SEARCHED = search(scales, lambda parts: settings(halved=(False, True), step=range(1, len(parts.spec.layers) + 1)))
+
+
+@given(st.booleans(), st.integers(1, 5), st.integers(1, 4))
+def test_what_only_reading_tells_is_written_by_a_search(halved: bool, step: int, depth: int) -> None:
+    table = replace(TABLE, keys=(*(key for key in TABLE.keys if key != DENSE), SEARCHED))
+    config = {**NEEDED, "n_layer": depth, "halved": halved, "step": step}
+    spec = table.from_config(config)
+    again = table.to_config(spec)
+    assert table.from_config({key: again[key] for key in again if key not in ("architectures", "model_type")}) == spec
+    assert again["halved"] == halved
+    assert again["step"] == (min(step, depth) if halved else 1)  # the first of the ways that mean the same
+
+
+def test_what_no_way_of_a_search_means_is_told_by_the_check_of_exactness() -> None:
+    table = replace(TABLE, keys=(*(key for key in TABLE.keys if key != DENSE), SEARCHED))
+    spec = table.from_config(NEEDED)
+    first, second = spec.layers
+    assert isinstance(second.mixer, Attention)
+    odd = replace(spec, layers=(first, replace(second, mixer=replace(second.mixer, scale=0.25))))
+    assert "halved" not in table.write(odd)
+    with pytest.raises(DougongError, match=r"toy cannot express layers\[1\].mixer.scale = 0.25"):
+        table.to_config(odd)

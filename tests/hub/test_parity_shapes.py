@@ -60,6 +60,11 @@ def build(family: str, kind: str, seed: int) -> Any:
     drawn = draw(family, seed)
     if kind == SPAN:  # two scores a token, whatever the classes
         drawn = {key: value for key, value in drawn.items() if key not in ("id2label", "label2id")}
+    return made(family, kind, drawn, seed)
+
+
+def made(family: str, kind: str, drawn: dict[str, Any], seed: int) -> Any:
+    """The model of one configuration."""
     config = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(drawn)))
     untied = family == "t5" and not config.scale_decoder_outputs and kind == "ForConditionalGeneration"
     model = getattr(transformers, NAMES[family] + kind)._from_config(config, attn_implementation="eager").eval()

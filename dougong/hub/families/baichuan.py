@@ -9,10 +9,11 @@ config.json does not name the differences within the family, which show in other
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from dougong.hub.families.fields import Given, Keys, Parts, activation, integer
-from dougong.hub.families.layers import GATED, heads, outer
+from dougong.hub.families.fields import Given, Keys, Parts, activation, integer, search
+from dougong.hub.families.layers import GATED, outer, whole_heads
 from dougong.hub.families.names import llama_keys, named
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import Table
@@ -22,26 +23,19 @@ from dougong.parts.position import Alibi
 from dougong.parts.rope import Rope
 
 FAMILY = "baichuan"
-SECOND = 125696
-"""Tokens in the vocabulary of Baichuan 2."""
-UNREAD = ("rope_theta", "rope_scaling", "rope_parameters", "num_key_value_heads", "head_dim", "partial_rotary_factor")
-"""Keys of Llama that change nothing here. Nor does attention_dropout: the published models drop nothing."""
+SECOND = 125696  # tokens in the vocabulary of Baichuan 2
 
 
 def _ask(config: Reader, given: Given) -> None:
     turns = "max_position_embeddings" in config
     context = config.integer("max_position_embeddings" if turns else "model_max_length", 4096)
-    size = given["model"]["width"] // given["mixer"]["heads"]
     given["model"]["context"] = context
-    given["mixer"] |= {"head_size": size, "position": Rope(size) if turns else Alibi()}
-    for key in UNREAD:
-        if key in config:
-            raise config.wrong(key, config.raw(key), "no such key: the published models do not read it")
+    given["mixer"]["position"] = Rope(given["mixer"]["head_size"]) if turns else Alibi()
 
 
-def _tell(parts: Parts) -> dict[str, Any]:
-    turns = isinstance(parts.find("mixer.position"), Rope)
-    return dict.fromkeys(("model_max_length", "max_position_embeddings")[: 1 + turns], parts.spec.context)
+def _ways(parts: Parts) -> Iterable[dict[str, Any]]:
+    names = ("model_max_length", "max_position_embeddings")  # 13B has the first alone
+    return (dict.fromkeys(names[:count], parts.spec.context) for count in (1, 2))
 
 
 TABLE = Table(
@@ -50,8 +44,9 @@ TABLE = Table(
     GATED,
     (
         *outer(context=Keys()),
-        heads("mixer.heads mixer.kv_heads"),
-        Keys(_ask, _tell),
+        integer("num_attention_heads", "mixer.heads mixer.kv_heads"),
+        whole_heads("num_attention_heads"),
+        search(_ask, _ways),
         integer("intermediate_size", "ffn.hidden"),
         activation("hidden_act", "ffn.activation", "silu"),
     ),

@@ -6,20 +6,10 @@ Semantics: transformers' modeling_bert.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from dougong.hub.families.encoders import (
-    MASKED,
-    PRETRAINING,
-    encoder_keys,
-    encoder_table,
-    read_heads,
-    write_heads,
-    write_kind,
-)
-from dougong.hub.families.fields import integer
+from dougong.hub.families.encoders import MASKED, PRETRAINING, EncoderHeads, encoder_keys, encoder_table, write_kind
+from dougong.hub.families.fields import Given, integer
 from dougong.hub.families.tasks import BARE, SPAN
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
@@ -27,19 +17,14 @@ from dougong.parts.embedding import Transform
 
 FAMILY = "bert"
 POSITION = integer("max_position_embeddings", "model.context embedding.position.size", 512)
-TABLE = encoder_table(FAMILY, "Bert", POSITION)
 
 
-def _transform(body: ModelSpec) -> Transform:
-    return Transform(getattr(body.layers[0].ffn, "activation", "gelu"), body.layers[0].norm)
+def _transform(body: ModelSpec, given: Given) -> Transform:
+    return Transform(given["ffn"]["activation"], body.layers[0].norm)
 
 
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    return read_heads(TABLE, config, _transform, first_dropout=False)
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    return write_heads(TABLE, spec, from_config)
+TABLE = encoder_table(FAMILY, POSITION, EncoderHeads("Bert", _transform, pretrained=True))
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

@@ -5,8 +5,8 @@ Semantics: transformers' modeling_bloom. Its formula of the tanh approximation o
 
 from __future__ import annotations
 
-from dougong.hub.families.fields import Given, Keys, choice, flag, integer, number, share
-from dougong.hub.families.layers import PLAIN, whole_heads
+from dougong.hub.families.fields import Given, Keys, choice, share
+from dougong.hub.families.layers import PLAIN, sizes
 from dougong.hub.families.names import LLAMA_NORMS, MEGATRON, by_head, key_map, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import BIASES, LAYER_NORM, Table, the_norm
@@ -29,18 +29,11 @@ TABLE = Table(
     "BloomForCausalLM",
     {**PLAIN, "mixer.position": Alibi},
     (
-        integer("vocab_size", "model.vocab"),
-        integer("hidden_size", "model.width", also="n_embed"),
-        integer("n_layer", "layers.depth", also="num_hidden_layers"),
-        integer("n_head", "mixer.heads mixer.kv_heads", also="num_attention_heads"),
-        whole_heads("n_head"),
-        integer("seq_length", "model.context", 2048),
-        number("layer_norm_epsilon", "norm.eps", 1e-5),
+        *sizes("hidden_size n_embed", "n_layer num_hidden_layers", "n_head num_attention_heads", "seq_length"),
         share("attention_dropout", "mixer.dropout"),
         share("hidden_dropout", "layer.dropout"),
         Keys(_ask_inner),
         choice("apply_residual_connection_post_layernorm", "layer.wiring", False, {True: "through", False: "pre"}),
-        flag("tie_word_embeddings", "head.tied", True),
     ),
     always={**LAYER_NORM, **BIASES, "embedding.norm": the_norm, "ffn.activation": "gelu_tanh"},
     # Options of the program that trained it, some of which say how to round.

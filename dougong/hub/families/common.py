@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 def read_activation(config: Reader, key: str, default: str) -> Activation:
     name = config.raw(key) or default
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise DougongError(f"config.json of {config.family}: {key} is {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

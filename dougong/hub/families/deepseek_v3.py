@@ -32,9 +32,9 @@ def _ask(config: Reader, given: Given) -> None:
     """In this family alone transformers lets the sizes of heads that follow from others be given."""
     nope, rope = given["mixer"]["nope_size"], given["mixer"]["rope_size"]
     for key, size in (("head_dim", rope), ("qk_head_dim", nope + rope)):
-        if key in config and config.integer(key) != size:
-            raise config.wrong(key, config.raw(key), f"{size}, as qk_nope_head_dim and qk_rope_head_dim say")
-    turning = config.flag("rope_interleave", True)
+        if (value := config.raw(key, size)) != size and (value is not None or key == "head_dim"):
+            raise config.wrong(key, value, f"{size}, as qk_nope_head_dim and qk_rope_head_dim say")
+    turning = config.flag("rope_interleave", config.raw("rope_interleave", True) is not None)
     given["mixer"]["position"] = replace(given["mixer"]["position"], interleaved=turning)
 
 

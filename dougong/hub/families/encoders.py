@@ -1,13 +1,12 @@
-"""What BERT and RoBERTa share: the encoder, its heads, and their names."""
+"""What encoders share: their heads; and of BERT and RoBERTa the keys and the names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, final
 
-from dougong.hub.families.common import exact
-from dougong.hub.families.fields import Entry, activation, integer, share
+from dougong.hub.families.fields import Entry, Given, activation, integer, share
 from dougong.hub.families.layers import PLAIN, outer, whole_heads
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
@@ -24,20 +23,70 @@ from dougong.hub.families.tasks import (
 )
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Head, Transform
+from dougong.parts.embedding import Transform
 from dougong.parts.heads import Classifier, Pooled
 from dougong.parts.position import Learned
 
 MASKED, PRETRAINING = "ForMaskedLM", "ForPreTraining"
 KINDS = {**PLAIN, "embedding.position": Learned}
-ENCODER = {"model.norm": None, "model.head": None, "model.causal": False}
-ALWAYS = {**LAYER_NORM, **BIASES, **ENCODER, "layer.wiring": "post", "embedding.norm": the_norm}
+ALWAYS = {**LAYER_NORM, **BIASES, "layer.wiring": "post", "embedding.norm": the_norm, "model.norm": None}
 POOLER = Transform("tanh", None)
 NEXT = ("follows", "random")  # the next sentence: cls.seq_relationship's two numbers
 
 
-def encoder_table(family: str, name: str, position: Entry) -> Table:
-    """Of the encoder, whose heads `read_heads` adds."""
+@final
+@dataclass(frozen=True)
+class EncoderHeads:
+    """Of an encoder whose family has `name` in `architectures`.
+
+    transform   what stands before the head over the vocabulary, made of the encoder and of what was read
+    pooler      what stands before the classes, and alone on a bare model; None: `transform`, before the classes of
+                tokens too
+    pretrained  there is a head for the next sentence beside the one over the vocabulary
+    dropout     of classifiers where `classifier_dropout` does not say; None: that of the embeddings
+    twice       the classifier drops before its pooler too
+    """
+
+    name: str
+    transform: Callable[[ModelSpec, Given], Transform]
+    pooler: Transform | None = POOLER
+    pretrained: bool = False
+    dropout: float | None = None
+    twice: bool = False
+
+    def read(self, config: Reader, body: ModelSpec, given: Given) -> ModelSpec:
+        for key in ("is_decoder", "add_cross_attention"):
+            if config.flag(key, False):
+                raise config.wrong(key, True, "false, an encoder")
+        known = (MASKED, BARE, *[PRETRAINING][: self.pretrained], CLASSES, TOKENS, SPAN)
+        kind = read_architecture(config, self.name, known, MASKED)
+        dropout = read_dropout(config, body.embedding.dropout if self.dropout is None else self.dropout)
+        transform = self.transform(body, given)
+        pooled = self.pooler is not None and config.flag("add_pooling_layer", True)
+        before = {"transform": self.pooler or transform, **({"first_dropout": dropout} if self.twice else {})}
+        classifier = {**before, **given.get("task", {})}
+        task = read_task(config, kind, dropout, classifier, None if self.pooler else transform)
+        if kind == BARE and pooled:
+            task = Pooled("first", self.pooler)
+        elif kind == PRETRAINING:
+            task = Classifier(NEXT, transform=self.pooler)
+        head = body.head if kind in (MASKED, PRETRAINING) else None
+        return replace(body, head=head and replace(head, transform=transform), task=task)
+
+    def write(self, family: str, spec: ModelSpec) -> tuple[ModelSpec, str, dict[str, Any]]:
+        bare = self.pooler is not None and spec.task is None and spec.head is None
+        kind, keys = write_kind(family, spec)
+        return spec, self.name + kind, {"add_pooling_layer": False} if bare else keys
+
+
+def write_kind(family: str, spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+    """The architecture that has the spec's head, and keys for it."""
+    if isinstance(spec.task, Classifier) and spec.head is not None:
+        return PRETRAINING, {}
+    return write_task(family, spec, MASKED)
+
+
+def encoder_table(family: str, position: Entry, heads: EncoderHeads) -> Table:
     keys = (
         *outer(None, 768, 12, position, 1e-12, tied=True, eps_key="layer_norm_eps"),
         integer("num_attention_heads", "mixer.heads mixer.kv_heads", 12),
@@ -48,46 +97,8 @@ def encoder_table(family: str, name: str, position: Entry) -> Table:
         integer("type_vocab_size", "embedding.types", 2),
         share("hidden_dropout_prob", "layer.dropout embedding.dropout", 0.1),
     )
-    return Table(family, name, KINDS, keys, ALWAYS, said={"position_embedding_type": "absolute"})
-
-
-def read_heads(
-    table: Table, config: Mapping[str, Any], transform: Callable[[ModelSpec], Transform], first_dropout: bool
-) -> ModelSpec:
-    """The encoder with the head that `architectures` tells. transform: what stands before the one over the vocabulary;
-    first_dropout: whether the classifier drops before its pooler too."""
-    reader = Reader(table.family, config)
-    found, tied = table.model(reader), reader.flag("tie_word_embeddings", True)
-    for key in ("is_decoder", "add_cross_attention"):
-        if reader.flag(key, False):
-            raise reader.wrong(key, True, "false, an encoder")
-    known = (MASKED, BARE, *([] if first_dropout else [PRETRAINING]), CLASSES, TOKENS, SPAN)
-    kind = read_architecture(reader, table.architecture, known, MASKED)
-    dropout, pooled = read_dropout(reader, found.embedding.dropout), reader.flag("add_pooling_layer", True)
-    before = {"transform": POOLER, **({"first_dropout": dropout} if first_dropout else {})}
-    task, head = read_task(reader, kind, dropout, before), Head(tied, bias=True, transform=transform(found))
-    if kind == BARE:
-        task = Pooled("first", POOLER) if pooled else None
-    elif kind == PRETRAINING:
-        task = Classifier(NEXT, transform=POOLER)
-    reader.refuse_rest()
-    return replace(found, head=head if kind in (MASKED, PRETRAINING) else None, task=task)
-
-
-def write_heads(table: Table, spec: ModelSpec, read: Callable[[Mapping[str, Any]], ModelSpec]) -> dict[str, Any]:
-    tied = spec.head is None or spec.head.tied
-    kind, keys = write_kind(table.family, spec)
-    config = {**table.write(spec), "tie_word_embeddings": tied, **keys}
-    return exact(table.family, table.architecture + kind, spec, config, read)
-
-
-def write_kind(family: str, spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """The architecture that has the spec's head, and keys for it."""
-    if isinstance(spec.task, Classifier) and spec.head is not None:
-        return PRETRAINING, {}
-    bare = spec.task is None and spec.head is None
-    kind, keys = write_task(family, spec, MASKED)
-    return kind, {"add_pooling_layer": False} if bare else keys
+    always, said = {**ALWAYS, "model.causal": False, "head.bias": True}, {"position_embedding_type": "absolute"}
+    return Table(family, heads.name + MASKED, KINDS, keys, always, said, heads=heads)
 
 
 LAYER = {

@@ -9,11 +9,12 @@ this; its "eager" one adds it twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from dougong.hub.families.common import attention_of
-from dougong.hub.families.fields import Given, Keys, Parts, activation, flag, integer, number
-from dougong.hub.families.layers import PLAIN, whole_heads
+from dougong.hub.families.fields import Given, Keys, Parts, activation, flag, integer, search
+from dougong.hub.families.layers import PLAIN, sizes
 from dougong.hub.families.names import LLAMA_NORMS, MEGATRON, both, key_map, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
@@ -41,30 +42,32 @@ def _tell_position(parts: Parts) -> dict[str, Any]:
     return {"alibi": alibi, **({} if alibi else TURNS.write(parts))}
 
 
+# (new_decoder_architecture, parallel_attn, num_ln_in_parallel_attn): where norms stand.
+WIRINGS = {
+    (False, True, 1): "parallel",
+    (False, False, 1): "pre",
+    (True, True, 1): "parallel",
+    (True, True, 2): "parallel_norms",
+}
+
+
 def _ask_wiring(config: Reader, given: Given) -> None:
-    """How many key heads, and where norms stand: one key head or one for each head in the first architecture."""
+    """And how many key heads: one, or one for each head, in the first architecture."""
     mixer, new, one = given["mixer"], config.flag("new_decoder_architecture", False), config.flag("multi_query", True)
     heads, shared = mixer["heads"], mixer["kv_heads"]
     if not new and not one and shared != heads:
         raise config.wrong("num_kv_heads", shared, f"{heads}, one for each head, without multi_query")
-    if not new:
-        mixer["kv_heads"] = 1 if one else heads
+    mixer["kv_heads"] = shared if new else 1 if one else heads
     parallel, norms = config.flag("parallel_attn", True), config.integer("num_ln_in_parallel_attn", 2 if new else 1)
-    if new and not parallel:
-        raise config.wrong("parallel_attn", parallel, "true in the new_decoder_architecture")
-    if norms > (2 if new else 1):
-        raise config.wrong("num_ln_in_parallel_attn", norms, "1, or 2 in the new_decoder_architecture")
-    given["layer"] = {"wiring": "pre" if not parallel else "parallel" if norms == 1 else "parallel_norms"}
+    if (new, parallel, norms) not in WIRINGS:
+        found = f"parallel_attn is {parallel} and num_ln_in_parallel_attn {norms}"
+        raise config.wrong("new_decoder_architecture", new, f"another value, for {found}")
+    given["layer"] = {"wiring": WIRINGS[new, parallel, norms]}
 
 
-def _tell_wiring(parts: Parts) -> dict[str, Any]:
-    wiring, heads, shared = (parts.find(place) for place in ("layer.wiring", "mixer.heads", "mixer.kv_heads"))
-    return {
-        "new_decoder_architecture": wiring == "parallel_norms" or shared not in (1, heads),
-        "multi_query": shared == 1,
-        "parallel_attn": wiring != "pre",
-        "num_ln_in_parallel_attn": 2 if wiring == "parallel_norms" else 1,
-    }
+def _ways(parts: Parts) -> Iterable[dict[str, Any]]:
+    names = ("new_decoder_architecture", "parallel_attn", "num_ln_in_parallel_attn")
+    return ({**dict(zip(names, each, strict=True)), "multi_query": one} for each in WIRINGS for one in (True, False))
 
 
 def _ask_dropout(config: Reader, given: Given) -> None:
@@ -88,21 +91,16 @@ TABLE = Table(
     "FalconForCausalLM",
     PLAIN,
     (
-        integer("vocab_size", "model.vocab"),
-        integer("hidden_size", "model.width", also="n_embed"),
-        integer("max_position_embeddings", "model.context", 2048),
-        integer("num_hidden_layers", "layers.depth", also="n_layer"),
-        integer("num_attention_heads", "mixer.heads", also="n_head"),
-        whole_heads("num_attention_heads"),
+        *sizes(
+            "hidden_size n_embed", "num_hidden_layers n_layer", "num_attention_heads n_head", "max_position_embeddings"
+        ),
         integer("num_kv_heads", "mixer.kv_heads", lambda given: given["mixer"]["heads"], also="n_head_kv"),
         flag("bias", "mixer.bias mixer.out_bias ffn.bias", False),
         integer("ffn_hidden_size", "ffn.hidden", lambda given: 4 * given["model"]["width"]),
         activation("activation", "ffn.activation", "gelu", tanh="gelu_new"),
-        number("layer_norm_epsilon", "norm.eps", 1e-5),
         Keys(_ask_position, _tell_position),
-        Keys(_ask_wiring, _tell_wiring),
+        search(_ask_wiring, _ways),
         Keys(_ask_dropout, _tell_dropout),
-        flag("tie_word_embeddings", "head.tied", True),
     ),
     always=LAYER_NORM,
     silent="apply_residual_connection_post_layernorm",  # read by nothing

@@ -7,10 +7,12 @@ in its kinds; a part of a part is "experts.router".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from itertools import product
 from typing import Any, Protocol, final, runtime_checkable
 
+from dougong.base import DougongError
 from dougong.hub.families.common import ACTIVATIONS, read_activation, write_activation
 from dougong.hub.families.reader import Reader
 from dougong.model.spec import ModelSpec
@@ -40,6 +42,28 @@ class Parts:
         for each in rest:
             value = getattr(value, each, _NOTHING)
         return value
+
+    def given(self) -> Given:
+        """The fields of all parts, as if they had just been read."""
+        fields = {name: dict(vars(part)) for name, part in self.held.items() if is_dataclass(part)}
+        return {**fields, "layers": {"depth": len(self.spec.layers)}}
+
+    def agree(self, given: Given) -> bool:
+        """Whether the spec has what was read."""
+        kinds, changes = given["layers"], given.get("changes", {})
+        for index, layer in enumerate(self.spec.layers):
+            for slot, each in ((slot, kinds[slot][index]) for slot in ("mixers", "ffns") if slot in kinds):
+                if type(getattr(layer, slot[:-1])) is not type(self.held.get(each)):
+                    return False
+            own = {"layer": layer, "mixer": layer.mixer}
+            if not all(_has(own[name], fields) for name, fields in changes.get(str(index), {}).items()):
+                return False
+        held = {name: part for name, part in self.held.items() if is_dataclass(part) and name != "layers"}
+        return all(_has(part, given.get(name, {})) for name, part in held.items())
+
+
+def _has(part: object, fields: Mapping[str, Any]) -> bool:
+    return all(getattr(part, name, _NOTHING) == value for name, value in fields.items())
 
 
 @runtime_checkable
@@ -98,6 +122,25 @@ class Keys:
 
     def write(self, parts: Parts) -> dict[str, Any]:
         return self.tell(parts)
+
+
+def settings(**values: Iterable[Any]) -> Iterable[dict[str, Any]]:
+    """Every way to give each key one of its values."""
+    return (dict(zip(values, each, strict=True)) for each in product(*values.values()))
+
+
+def search(ask: Callable[[Reader, Given], None], ways: Callable[[Parts], Iterable[dict[str, Any]]]) -> Keys:
+    """Keys whose meaning is told for reading alone: written is the first of the `ways` to give them that means what
+    the spec has. (Nothing where none does: the check of exactness then names what is amiss.)"""
+
+    def agrees(parts: Parts, keys: Mapping[str, Any]) -> bool:
+        try:
+            ask(Reader(parts.family, keys), given := parts.given())
+        except DougongError:
+            return False
+        return parts.agree(given)
+
+    return Keys(ask, lambda parts: next((keys for keys in ways(parts) if agrees(parts, keys)), {}))
 
 
 def put(given: Given, places: str, value: Any) -> None:
@@ -165,7 +208,8 @@ def choice(name: str, place: str, usual: Any, meanings: Mapping[Any, Any]) -> Ke
     """One of a few values, each of which stands for another in the spec."""
 
     def ask(config: Reader, key: str, default: Any) -> Any:
-        if (value := config.raw(key, default)) not in meanings:
+        value = config.raw(key, default)
+        if not isinstance(value, Hashable) or value not in meanings:
             raise config.wrong(key, value, " or ".join(map(repr, meanings)))
         return meanings[value]
 
@@ -194,18 +238,25 @@ def repeated(**keys: str) -> Keys:
     return Keys(ask)
 
 
-def inside(name: str, *keys: Entry, said: Mapping[str, Any], silent: str = "") -> Keys:
-    """Keys under another key, as in a `Table`."""
+def inside(
+    name: str,
+    *keys: Entry,
+    said: Mapping[str, Any] | None = None,
+    silent: str = "",
+    beside: Mapping[str, str] | None = None,
+) -> Keys:
+    """Keys under another key, as in a `Table`; beside: as `Reader.inside` has it."""
+    always = said or {}
 
     def ask(config: Reader, given: Given) -> None:
-        inner = config.inside(name)
+        inner = config.inside(name, beside)
         inner.pass_over(silent)
-        inner.only(**said)
+        inner.only(**always)
         for key in keys:
             key.read(inner, given)
         inner.refuse_rest()
 
-    return Keys(ask, lambda parts: {name: {**written(keys, parts), **said}})
+    return Keys(ask, lambda parts: {name: {**written(keys, parts), **always}})
 
 
 def written(keys: Iterable[Entry], parts: Parts) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from dougong.hub.families.fields import Entry, Given, activation, integer, share
-from dougong.hub.families.layers import FULL, LINEAR, bias, every, outer, pattern
-from dougong.hub.families.names import FFN, LLAMA_NORMS, below, both, by_mixer, key_map, named, spelled, within
+from dougong.hub.families.fields import Entry, Given, integer
+from dougong.hub.families.layers import attention, bias, every, linear_layers, outer
+from dougong.hub.families.names import FFN, LLAMA_NORMS, below, both, mixed_keys, named, spelled, within
 from dougong.hub.families.rope import turns
-from dougong.hub.families.sparse import SHARED, expert_names
+from dougong.hub.families.sparse import DELTA_ACTIVATION, SHARED, expert_names
 from dougong.hub.families.table import the_norm
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
@@ -28,26 +28,16 @@ def hybrid(depth: int, kv_heads: int, axes: Axes | None = None) -> tuple[Entry, 
     """The keys around the experts, with the family's defaults for keys that the config leaves out, and its M-RoPE."""
     return (
         *outer(depth=depth, context=32768),
-        activation(
-            "hidden_act", "delta.activation dense.activation experts.activation experts.shared.activation", "silu"
-        ),
-        integer("num_attention_heads", "mixer.heads", 16),
-        integer("num_key_value_heads", "mixer.kv_heads", kv_heads),
-        integer("head_dim", "mixer.head_size", 256),
+        DELTA_ACTIVATION,
+        *attention(16, kv_heads, 256),
         bias(),
-        share("attention_dropout", "mixer.dropout"),
         turns(partial=0.25, axes=axes),
         integer("linear_num_key_heads", "delta.key_heads", 16),
         integer("linear_num_value_heads", "delta.value_heads", 32),
         integer("linear_key_head_dim", "delta.key_size", 128),
         integer("linear_value_head_dim", "delta.value_size", 128),
         integer("linear_conv_kernel_dim", "delta.convolution", 4),
-        pattern(
-            "layer_types",
-            "mixers",
-            {FULL: "mixer", LINEAR: "delta"},
-            every("full_attention_interval", 4, "delta", "mixer"),
-        ),
+        linear_layers("delta", every("full_attention_interval", 4, "delta", "mixer")),
     )
 
 
@@ -101,17 +91,14 @@ def hybrid_keys(
 ) -> KeyMap:
     """`projections`: the rules of a DeltaNet's, names within the mixer; `stacked`: of a layer's experts in files that
     keep them all in one tensor."""
-    mixers = [layer.mixer for layer in spec.layers]
-    kinds: dict[type, tuple[str, Iterable[Rule]]] = {}
-    if (attention := next((each for each in mixers if isinstance(each, Attention)), None)) is not None:
-        kinds[Attention] = ("self_attn", _attention(attention.head_size))
-    if (delta := next((each for each in mixers if isinstance(each, DeltaNet)), None)) is not None:
-        kinds[DeltaNet] = ("linear_attn", (*projections(delta), *DELTA))
-    layer, outside = spelled(LAYER), {"embed_tokens": "embedding", "norm": "norm"}
-    more = by_mixer(spec, "model.layers.{i}", kinds)
+    kinds = {
+        Attention: ("self_attn", _attention),
+        DeltaNet: ("linear_attn", lambda mixer: (*projections(mixer), *DELTA)),
+    }
+    layer, more = spelled(LAYER), ()
     if spec.mtp is not None and spec.mtp.depth == 1 and isinstance(spec.mtp.layer.mixer, Attention):
-        more += _predicting(layer, spec.mtp.layer.mixer)
-    keys = key_map("model.", "layers.{i}", layer, outside, *more)
+        more = _predicting(layer, spec.mtp.layer.mixer)
+    keys = mixed_keys(spec, layer, kinds, *more)
     instead = (
         *within("model.layers.{i}", "layers.{i}", stacked),
         *within("mtp.layers.0", "mtp.layers.0.block", stacked),
@@ -121,14 +108,15 @@ def hybrid_keys(
 
 def _predicting(layer: Iterable[Rule], mixer: Attention) -> tuple[Rule, ...]:
     """The one layer that predicts a further token."""
-    block = (*layer, *within("self_attn", "mixer", _attention(mixer.head_size)))
+    block = (*layer, *within("self_attn", "mixer", _attention(mixer)))
     return (
         *within("mtp.layers.0", "mtp.layers.0.block", block),
         *within("mtp", "mtp.layers.0", spelled(PREDICTING)),
     )
 
 
-def _attention(size: int) -> tuple[Rule, ...]:
+def _attention(mixer: Attention) -> tuple[Rule, ...]:
     """Each head's query lies before its gate."""
+    size = mixer.head_size
     alone = {**named("k", "v", "o"), "q_norm": "q_norm", "k_norm": "k_norm"}
     return (*both("q_proj", "q", "gate", layout=Groups((size, size))), *spelled(alone))

@@ -5,48 +5,19 @@ Semantics: transformers' modeling_jamba.
 
 from __future__ import annotations
 
-from typing import Any
-
-from dougong.hub.families.fields import Given, Keys, Parts, activation, flag, integer, share
-from dougong.hub.families.layers import heads, key_heads, outer, quotient
-from dougong.hub.families.names import ATTENTION, FFN, below, by_mixer, key_map, spelled
-from dougong.hub.families.reader import Reader
-from dougong.hub.families.sparse import KINDS
-from dougong.hub.families.ssm import MIXER, expand, rank
+from dougong.hub.families.fields import activation, integer
+from dougong.hub.families.layers import attention, outer, turn
+from dougong.hub.families.names import ATTENTION, FFN, below, mixed_keys, spelled
+from dougong.hub.families.sparse import KINDS, unless_fewer
+from dougong.hub.families.ssm import MIXER, selective
 from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
-from dougong.parts.experts import MoE
 from dougong.parts.ssm import Mamba
 
 FAMILY = "jamba"
-
-
-def turn(name: str, period: int, offset: int, slot: str, those: str, others: str) -> Keys:
-    """Layers with index % period == offset are of one kind, the rest of another."""
-
-    def ask(config: Reader, given: Given) -> None:
-        step, first = config.integer(f"{name}_period", period), config.integer(f"{name}_offset", offset, least=0)
-        if first >= step:
-            raise config.wrong(f"{name}_offset", first, f"less than {name}_period, {step}")
-        depth = given["layers"]["depth"]
-        given["layers"][slot] = [those if index % step == first else others for index in range(depth)]
-
-    def tell(parts: Parts) -> dict[str, Any]:
-        layers = [parts.kind_of(getattr(layer, slot[:-1]), [those]) for layer in parts.spec.layers]
-        places = [index for index, kind in enumerate(layers) if kind]
-        first = places[0] if places else len(layers)
-        step = places[1] - first if len(places) > 1 else len(layers) + 1
-        return {f"{name}_period": step, f"{name}_offset": min(first, step - 1)}
-
-    return Keys(ask, tell)
-
-
-def _ask_one(config: Reader, given: Given) -> None:
-    """A single expert is no mixture."""
-    if given["experts"]["experts"] == 1:
-        given["layers"]["ffns"] = ["dense"] * given["layers"]["depth"]
+MAMBA = "mamba_expand mamba_d_state mamba_dt_rank mamba_d_conv mamba_proj_bias mamba_conv_bias"
 
 
 TABLE = Table(
@@ -55,23 +26,15 @@ TABLE = Table(
     {**KINDS, "mamba": Mamba},
     (
         *outer(65536, 4096, 32, 262144),
-        heads("mixer.heads", 32),
-        key_heads("mixer", 8),
-        integer("head_dim", "mixer.head_size", quotient("mixer")),
-        share("attention_dropout", "mixer.dropout"),
-        expand("mamba_expand", "mamba"),
-        integer("mamba_d_state", "mamba.state", 16),
-        rank("mamba_dt_rank", "mamba.rank"),
-        integer("mamba_d_conv", "mamba.kernel", 4),
-        flag("mamba_proj_bias", "mamba.bias", False),
-        flag("mamba_conv_bias", "mamba.conv_bias", True),
+        *attention(32, 8),
+        *selective("mamba", MAMBA),
         integer("intermediate_size", "dense.hidden experts.hidden", 14336),
         activation("hidden_act", "dense.activation experts.activation mamba.activation", "silu"),
         integer("num_experts_per_tok", "experts.top_k", 2),
         integer("num_experts", "experts.experts", 16),
         turn("attn_layer", 8, 4, "mixers", "mixer", "mamba"),
         turn("expert_layer", 2, 1, "ffns", "experts", "dense"),
-        Keys(_ask_one),
+        unless_fewer(2),
     ),
     always={"mamba.inner_norm": the_norm, "experts.router.normalise": False},
     silent="use_mamba_kernels use_mambapy use_associative_scan num_logits_to_keep router_aux_loss_coef",
@@ -79,7 +42,6 @@ TABLE = Table(
     absent={
         "mixer": lambda found: Attention(1, 1, found["model"].width),
         "mamba": lambda found: Mamba(found["model"].width, 1, 1),
-        "experts": lambda found: MoE(1, 1, 1),
     },
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config
@@ -95,6 +57,5 @@ NAMES = {
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    kinds = {Attention: ("self_attn", spelled(ATTENTION)), Mamba: ("mamba", MIXER)}
-    outside = {"embed_tokens": "embedding", "final_layernorm": "norm"}
-    return key_map("model.", "layers.{i}", spelled(NAMES), outside, *by_mixer(spec, "model.layers.{i}", kinds))
+    kinds = {Attention: ("self_attn", lambda mixer: spelled(ATTENTION)), Mamba: ("mamba", lambda mixer: MIXER)}
+    return mixed_keys(spec, spelled(NAMES), kinds, norm="final_layernorm")

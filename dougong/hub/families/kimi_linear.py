@@ -11,11 +11,20 @@ from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.deepseek import LATENT, latent_names
-from dougong.hub.families.fields import Given, Keys, Parts, activation, flag, integer, number, usually
-from dougong.hub.families.layers import FULL, LINEAR, outer, pattern
-from dougong.hub.families.names import FFN, LLAMA_NORMS, below, by_mixer, key_map, named, spelled
+from dougong.hub.families.fields import Given, Keys, Parts, flag, inside, integer, usually
+from dougong.hub.families.layers import linear_layers, outer
+from dougong.hub.families.names import FFN, LLAMA_NORMS, below, mixed_keys, named, spelled
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.sparse import NUMBERED, SHARED, SIGMOID, dense_or_sparse, expert_names, shared
+from dougong.hub.families.sparse import (
+    DELTA_ACTIVATION,
+    NUMBERED,
+    SHARED,
+    SIGMOID,
+    dense_or_sparse,
+    expert_names,
+    grouped,
+    shared,
+)
 from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Viewed
@@ -25,38 +34,38 @@ from dougong.parts.delta import DeltaNet
 from dougong.parts.latent import LatentAttention
 
 FAMILY = "kimi_linear"
-# Of DeltaNet: a field, the key under linear_attn_config, transformers' own, which stands beside the others, and what a
-# missing key means.
-DELTA = {
-    "delta.value_heads": ("num_heads", "linear_num_heads", 32),
-    "delta.value_size": ("head_dim", "linear_head_dim", 128),
-    "delta.convolution": ("short_conv_kernel_size", "linear_conv_kernel_dim", 4),
-}
 CONTEXT = integer("model_max_length", "model.context", 1048576, also="max_position_embeddings")
 
 
-def _ask_delta(config: Reader, given: Given) -> None:
-    inner, depth = config.inside("linear_attn_config"), given["layers"]["depth"]
-    heads, size, seen = (inner.integer(own, config.integer(other, usual)) for own, other, usual in DELTA.values())
-    given["delta"] |= {"key_heads": heads, "value_heads": heads, "convolution": seen, "gate_rank": size}
-    given["delta"] |= {"key_size": size, "value_size": size, "decay": SoftplusDecay(rank=size)}
-    full, delta = inner.raw("full_attn_layers"), inner.raw("kda_layers")
-    inner.refuse_rest()
-    given["layers"]["mixers"] = ["mixer" if index and index % 4 == 0 else "delta" for index in range(depth)]
+def _ask_layers(config: Reader, given: Given) -> None:
+    full, delta, depth = config.raw("full_attn_layers"), config.raw("kda_layers"), given["layers"]["depth"]
     if isinstance(full, list) and isinstance(delta, list):
         if sorted([*full, *delta]) != list(range(1, depth + 1)):
-            raise inner.wrong("kda_layers", delta, f"with full_attn_layers every number from 1 to {depth} once")
+            raise config.wrong("kda_layers", delta, f"with full_attn_layers every number from 1 to {depth} once")
         given["layers"]["mixers"] = ["mixer" if index + 1 in full else "delta" for index in range(depth)]
+    else:
+        given["layers"]["mixers"] = ["mixer" if index and index % 4 == 0 else "delta" for index in range(depth)]
 
 
-def _tell_delta(parts: Parts) -> dict[str, Any]:
+def _tell_layers(parts: Parts) -> dict[str, Any]:
     delta = [isinstance(layer.mixer, DeltaNet) for layer in parts.spec.layers]
-    layers = {
-        "full_attn_layers": [index + 1 for index, each in enumerate(delta) if not each],
-        "kda_layers": [index + 1 for index, each in enumerate(delta) if each],
-    }
-    sizes = {own: parts.find(place) for place, (own, _, _) in DELTA.items()} if any(delta) else {}
-    return {"linear_attn_config": {**layers, **sizes}}
+    numbers = ([index + 1 for index, each in enumerate(delta) if each == wanted] for wanted in (False, True))
+    return dict(zip(("full_attn_layers", "kda_layers"), numbers, strict=True))
+
+
+DELTA = inside(
+    "linear_attn_config",
+    integer("num_heads", "delta.value_heads delta.key_heads", 32),
+    integer("head_dim", "delta.value_size delta.key_size delta.gate_rank delta.decay.rank", 128),
+    integer("short_conv_kernel_size", "delta.convolution", 4),
+    Keys(_ask_layers, _tell_layers),
+    # As transformers writes them.
+    beside={
+        "num_heads": "linear_num_heads",
+        "head_dim": "linear_head_dim",
+        "short_conv_kernel_size": "linear_conv_kernel_dim",
+    },
+)
 
 
 def _best(given: Given) -> int:
@@ -66,25 +75,17 @@ def _best(given: Given) -> int:
 TABLE = Table(
     FAMILY,
     "KimiLinearForCausalLM",
-    {**SHARED, "mixer": LatentAttention, "delta": DeltaNet},
+    {**SHARED, "mixer": LatentAttention, "delta": DeltaNet, "delta.decay": SoftplusDecay},
     (
         *outer(163840, 2304, 27, CONTEXT, eps=1e-5),
         *usually(LATENT, {"mixer.heads": 32, "mixer.q_rank": lambda given: None}),
-        activation(
-            "hidden_act", "delta.activation dense.activation experts.activation experts.shared.activation", "silu"
-        ),
-        Keys(_ask_delta, _tell_delta),
-        pattern(
-            "layer_types", "mixers", {FULL: "mixer", LINEAR: "delta"}, lambda config, given: given["layers"]["mixers"]
-        ),
+        DELTA_ACTIVATION,
+        DELTA,
+        linear_layers("delta", lambda config, given: given["layers"]["mixers"]),
         integer("intermediate_size", "dense.hidden", 9216),
-        integer("num_experts", "experts.experts", 256),
-        integer("num_experts_per_token", "experts.top_k", 8),
+        *grouped(256, 8, 2.446, names="num_experts num_experts_per_token num_expert_group"),
         integer("moe_intermediate_size", "experts.hidden", 1024),
         flag("moe_renormalize", "experts.router.normalise", True),
-        number("routed_scaling_factor", "experts.router.scale", 2.446),
-        integer("num_expert_group", "experts.router.groups", 1),
-        integer("topk_group", "experts.router.top_groups", 1),
         shared(1, "num_shared_experts"),
         *dense_or_sparse(1),
     ),
@@ -106,22 +107,14 @@ DELTA_NAMES = (
 )
 # The publisher's name where a layer's feed-forward is dense is mlp; transformers writes this one for both.
 FFN_BLOCK = "block_sparse_moe"
-LAYER = (
-    *spelled(
-        {
-            **LLAMA_NORMS,
-            **below(f"{FFN_BLOCK}.", "ffn.", FFN),
-            **expert_names(FFN_BLOCK, NUMBERED, "shared_experts"),
-        }
-    ),
-    Rule(f"{FFN_BLOCK}.gate.e_score_correction_bias", ("ffn.router.correction",)),
-)
+FEED_FORWARD = {**below(f"{FFN_BLOCK}.", "ffn.", FFN), **expert_names(FFN_BLOCK, NUMBERED, "shared_experts")}
+CORRECTION = Rule(f"{FFN_BLOCK}.gate.e_score_correction_bias", ("ffn.router.correction",))
+LAYER = (*spelled({**LLAMA_NORMS, **FEED_FORWARD}), CORRECTION)
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    mixers = (layer.mixer for layer in spec.layers if isinstance(layer.mixer, LatentAttention))
-    latent = spelled(latent_names(next(mixers, None)))
-    kinds = {LatentAttention: ("self_attn", latent), DeltaNet: ("self_attn", DELTA_NAMES)}
-    outside, more = {"embed_tokens": "embedding", "norm": "norm"}, by_mixer(spec, "model.layers.{i}", kinds)
-    names = key_map("model.", "layers.{i}", LAYER, outside, *more)
-    return replace(names, spellings=((".mlp.", f".{FFN_BLOCK}."),))
+    kinds = {
+        LatentAttention: ("self_attn", lambda mixer: spelled(latent_names(mixer))),
+        DeltaNet: ("self_attn", lambda mixer: DELTA_NAMES),
+    }
+    return replace(mixed_keys(spec, LAYER, kinds), spellings=((".mlp.", f".{FFN_BLOCK}."),))

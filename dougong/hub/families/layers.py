@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dougong.hub.families.fields import (
@@ -17,6 +17,8 @@ from dougong.hub.families.fields import (
     integer,
     number,
     put,
+    search,
+    settings,
     share,
 )
 from dougong.hub.families.reader import Reader
@@ -26,8 +28,8 @@ from dougong.parts.feedforward import MLP, GatedMLP
 
 GATED, PLAIN = {"mixer": Attention, "ffn": GatedMLP}, {"mixer": Attention, "ffn": MLP}
 """The kinds of most families' layers."""
+MISSING = object()
 KINDS = FULL, LOCAL = ("full_attention", "sliding_attention")
-LINEAR = "linear_attention"
 
 
 def outer(
@@ -52,6 +54,31 @@ def outer(
     )
 
 
+def sizes(
+    width: str, depth: str, heads: str, context: str, longest: int = 2048, learned: bool = False
+) -> tuple[Entry, ...]:
+    """The usual keys in GPT-2's manner, under the family's names for them (older ones behind, apart by spaces): heads
+    divide the width, norms are LayerNorm's, and the head is tied where the config does not say.
+
+    longest: the context where the config does not say; learned: it has as many positions, which are learned.
+    """
+
+    def size(names: str, place: str, usual: int | None = None) -> Key:
+        name, *older = names.split()
+        return integer(name, place, usual, also=" ".join(older))
+
+    return (
+        integer("vocab_size", "model.vocab"),
+        size(width, "model.width"),
+        size(depth, "layers.depth"),
+        size(heads, "mixer.heads mixer.kv_heads"),
+        whole_heads(heads.split()[0]),
+        size(context, "model.context embedding.position.size" if learned else "model.context", longest),
+        number("layer_norm_epsilon", "norm.eps", 1e-5),
+        flag("tie_word_embeddings", "head.tied", True),
+    )
+
+
 def decoder(
     context: int | None = None,
     kv_heads: int | None = None,
@@ -71,34 +98,45 @@ def decoder(
 
     return (
         *outer(context=context, eps=eps, tied=tied),
-        heads(f"{mixer}.heads"),
-        key_heads(mixer, kv_heads),
-        integer("head_dim", f"{mixer}.head_size", head_size or quotient(mixer)),
-        share("attention_dropout", f"{mixer}.dropout"),
+        *attention(None, kv_heads, head_size, mixer),
         integer("intermediate_size", ffn),
         act or activation("hidden_act", ffn.replace(".hidden", ".activation"), "silu"),
     )
 
 
-def heads(places: str, usual: int | None = None) -> Key:
-    """No more of them than the width."""
-
-    def ask(config: Reader, key: str, usual: int | None) -> int:
-        count, width = config.integer(key, usual), config.integer("hidden_size")
-        if count > width:
-            raise config.wrong(key, count, f"1 to hidden_size, {width}")
-        return count
-
-    return Key("num_attention_heads", places, ask, usual)
+def attention(
+    count: int | None, kv_heads: int | None, size: int | None = None, mixer: str = "mixer"
+) -> tuple[Entry, ...]:
+    """The usual keys of attention, with the family's numbers for keys that the config leaves out (`decoder`)."""
+    return (
+        integer("num_attention_heads", f"{mixer}.heads", count),
+        key_heads(mixer, kv_heads),
+        head_size(mixer, size),
+        share("attention_dropout", f"{mixer}.dropout"),
+    )
 
 
 def key_heads(mixer: str, usual: int | None) -> Key:
     """transformers: a missing key takes the family's default (None: one for each head), null means one for each."""
 
     def ask(config: Reader, key: str, heads: int) -> int:
-        return (usual or heads) if config.raw(key, 0) == 0 else config.integer(key, heads)
+        return (usual or heads) if config.raw(key, MISSING) is MISSING else config.integer(key, heads)
 
     return Key("num_key_value_heads", f"{mixer}.kv_heads", ask, lambda given: given[mixer]["heads"])
+
+
+def head_size(mixer: str, usual: int | None) -> Key:
+    """A missing key means `usual`, or the width over the heads, of which there can then be no more."""
+
+    def ask(config: Reader, key: str, share: int) -> int:
+        if not share and key not in config:
+            heads = "num_attention_heads"
+            raise config.wrong(
+                heads, config.raw(heads), f"1 to hidden_size, {config.raw('hidden_size')}, or a head_dim"
+            )
+        return config.integer(key, share)
+
+    return Key("head_dim", f"{mixer}.head_size", ask, usual or quotient(mixer))
 
 
 def quotient(mixer: str) -> Callable[[Given], int]:
@@ -137,16 +175,38 @@ def pattern(name: str, slot: str, kinds: Mapping[str, str], usual: Callable[[Rea
     return Keys(ask, tell)
 
 
-def every(
-    key: str, usual: int, others: str, those: str, rest: int | None = None
-) -> Callable[[Reader, Given], list[str]]:
-    """For `pattern`: layers are of kind `those` where their number, from 0, leaves `rest` (None: the most) when divided
-    by `key`."""
+def linear_layers(kind: str, usual: Callable[[Reader, Given], Sequence[str]]) -> Keys:
+    """Attention in some layers, and in the others what has no scores: mixers of this kind."""
+    return pattern("layer_types", "mixers", {FULL: "mixer", "linear_attention": kind}, usual)
+
+
+def in_turn(depth: int, step: int, first: int, those: str, others: str) -> list[str]:
+    """Of `depth` layers every `step`-th is of one kind, from layer first % step on, the rest of another; 0: none."""
+    return [those if step and index % step == first % step else others for index in range(depth)]
+
+
+def turn(name: str, period: int, offset: int, slot: str, those: str, others: str) -> Keys:
+    """Layers with index % period == offset are of one kind, the rest of another."""
+
+    def ask(config: Reader, given: Given) -> None:
+        step, first = config.integer(f"{name}_period", period), config.integer(f"{name}_offset", offset, least=0)
+        if first >= step:
+            raise config.wrong(f"{name}_offset", first, f"less than {name}_period, {step}")
+        given["layers"][slot] = in_turn(given["layers"]["depth"], step, first, those, others)
+
+    def ways(parts: Parts) -> Iterable[dict[str, Any]]:
+        most = len(parts.spec.layers) + 1
+        return settings(**{f"{name}_period": range(1, most + 1), f"{name}_offset": range(most)})
+
+    return search(ask, ways)
+
+
+def every(key: str, usual: int, others: str, those: str) -> Callable[[Reader, Given], list[str]]:
+    """For `pattern`: the last of each so many layers, as `key` says, is of kind `those`."""
 
     def kinds(config: Reader, given: Given) -> list[str]:
         step = config.integer(key, usual)
-        last = step - 1 if rest is None else rest
-        return [those if index % step == last else others for index in range(given["layers"]["depth"])]
+        return in_turn(given["layers"]["depth"], step, step - 1, those, others)
 
     return kinds
 
@@ -159,17 +219,21 @@ def write_layer_types(spec: ModelSpec) -> dict[str, Any]:
     return {"layer_types": [KINDS[window is not None] for window in windows_of(spec)]}
 
 
-def local_layers(size: int | None, full: Callable[[Reader, int], bool]) -> Keys:
+def local_layers(size: int, full: Callable[[Reader, int], bool], around: str = "") -> Keys:
     """Windows where `layer_types` says which layers have one; without it, those for whose number `full` is false.
 
-    size: the window of a config that gives none.
+    size: the window of a config that gives none; around: the name of a key that counts tokens on both sides, instead of
+    "sliding_window", which counts those up to the token's own.
     """
 
     def ask(config: Reader, given: Given) -> None:
-        put_windows(config, given, config.window(default=size), lambda index: full(config, index))
+        window = config.integer(around, size, least=2) // 2 + 1 if around else config.window(default=size)
+        put_windows(config, given, window, lambda index: full(config, index))
 
     def tell(parts: Parts) -> dict[str, Any]:
-        return {"sliding_window": next(filter(None, windows_of(parts.spec)), size), **write_layer_types(parts.spec)}
+        window = next(filter(None, windows_of(parts.spec)), size // 2 + 1 if around else size)
+        key = {around: 2 * (window - 1)} if around else {"sliding_window": window}
+        return {**key, **write_layer_types(parts.spec)}
 
     return Keys(ask, tell)
 

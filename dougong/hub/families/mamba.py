@@ -6,8 +6,8 @@ residual_in_fp32 changes rounding only.
 
 from __future__ import annotations
 
-from dougong.hub.families.fields import activation, flag, integer, repeated, usually
-from dougong.hub.families.ssm import MIXER, OUTSIDE, WITHOUT_EFFECT, backbone, expand, rank
+from dougong.hub.families.fields import activation, repeated, usually
+from dougong.hub.families.ssm import MIXER, OUTSIDE, WITHOUT_EFFECT, backbone, selective
 from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
@@ -20,13 +20,8 @@ TABLE = Table(
     {"mixer": Mamba},
     (
         *usually(OUTSIDE, {"model.vocab": 50280, "model.width": 768, "layers.depth": 32}),
-        expand("expand", "mixer"),
+        *selective("mixer", "expand state_size time_step_rank conv_kernel use_bias use_conv_bias"),
         repeated(intermediate_size="mixer.inner", d_inner="mixer.inner", d_model="model.width", n_layer="layers.depth"),
-        integer("state_size", "mixer.state", 16),
-        rank("time_step_rank"),
-        integer("conv_kernel", "mixer.kernel", 4),
-        flag("use_bias", "mixer.bias", False),
-        flag("use_conv_bias", "mixer.conv_bias", True),
         activation("hidden_act", "mixer.activation", "silu"),
     ),
     said={"rms_norm": True},

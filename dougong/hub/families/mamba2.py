@@ -23,18 +23,13 @@ INFINITY = {"__float__": "Infinity"}
 
 
 def _read_steps(reader: Reader, key: str, usual: None) -> tuple[float, float | None]:
-    """The least and the largest time step; infinity (None) is spelled in three ways."""
-    given = reader.raw(key)
-    if given is None:
-        return 0.0, usual
-    if isinstance(given, (list, tuple)) and len(given) == 2:
-        least, largest = given
-        if largest in ("Infinity", "inf") or largest == INFINITY or largest is None:
-            largest = math.inf
-        numbers = [each for each in (least, largest) if isinstance(each, (int, float)) and not isinstance(each, bool)]
-        if len(numbers) == 2 and 0 <= least <= largest:
-            return float(least), None if math.isinf(largest) else float(largest)
-    raise reader.wrong(key, given, "the least and the largest time step")
+    """The least and the largest time step; infinity (None) is spelled in several ways."""
+    given = reader.raw(key) if key in reader else [0.0, None]
+    steps: Any = given if isinstance(given, (list, tuple)) and len(given) == 2 else ("", "")
+    least, largest = steps[0], math.inf if steps[1] in (None, "Infinity", "inf", INFINITY) else steps[1]
+    if not {type(least), type(largest)} <= {int, float} or not 0 <= least <= largest:
+        raise reader.wrong(key, given, "the least and the largest time step")
+    return float(least), None if math.isinf(largest) else float(largest)
 
 
 def _write_steps(steps: tuple[float, float | None]) -> list[Any]:

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dougong.base import DougongError
 from dougong.hub.families.fields import Given, Keys, Parts, activation, change, integer, share, window
-from dougong.hub.families.layers import FULL, LINEAR, outer, pattern, quotient
-from dougong.hub.families.names import LLAMA_NORMS, both, by_mixer, key_map, named, spelled
+from dougong.hub.families.layers import in_turn, linear_layers, outer, quotient
+from dougong.hub.families.names import LLAMA_NORMS, both, mixed_keys, named, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
 from dougong.hub.families.sparse import ALL_SPARSE, NUMBERED, expert_names
 from dougong.hub.families.table import Table
-from dougong.hub.keymap import KeyMap
+from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
 from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
@@ -32,10 +31,6 @@ from dougong.parts.norm import Norm
 
 FAMILY = "minimax"
 SIDES = {"mixer": "full_attn", "lightning": "linear_attn"}  # the beginnings of keys for factors of the residual path
-
-
-def _in_turn(config: Reader, given: Given) -> list[str]:
-    return [[*SIDES][index % 2] for index in range(given["layers"]["depth"])]
 
 
 def _ask(config: Reader, given: Given) -> None:
@@ -53,10 +48,11 @@ def _ask(config: Reader, given: Given) -> None:
 
 
 def _tell(parts: Parts) -> dict[str, Any]:
-    factors = {SIDES[parts.kind_of(layer.mixer, SIDES) or "mixer"]: layer.mixer_scale for layer in parts.spec.layers}
-    factors["mlp"] = parts.spec.layers[0].ffn_scale
-    pairs = (zip(("alpha", "beta"), each, strict=True) for each in factors.values())
-    return {f"{name}_{side}_factor": value for name, pair in zip(factors, pairs, strict=True) for side, value in pair}
+    layers = parts.spec.layers
+    factors = {SIDES[parts.kind_of(layer.mixer, SIDES) or "mixer"]: layer.mixer_scale for layer in layers}
+    factors["mlp"] = layers[0].ffn_scale
+    pairs = ({f"{name}_alpha_factor": kept, f"{name}_beta_factor": added} for name, (kept, added) in factors.items())
+    return {key: value for pair in pairs for key, value in pair.items()}
 
 
 def part_of_slopes(index: int, depth: int) -> float:
@@ -81,7 +77,7 @@ TABLE = Table(
         integer("num_local_experts", "experts.experts", 8),
         integer("num_experts_per_tok", "experts.top_k", 2),
         integer("intermediate_size", "experts.hidden", 14336),
-        pattern("layer_types", "mixers", {FULL: "mixer", LINEAR: "lightning"}, _in_turn),
+        linear_layers("lightning", lambda config, given: in_turn(given["layers"]["depth"], 2, 0, *SIDES)),
         Keys(_ask, _tell),
     ),
     always={"lightning.norm": Norm(), "lightning.norm_over": "all", "lightning.gate": "sigmoid"},
@@ -90,43 +86,41 @@ TABLE = Table(
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
+def _lightning(mixer: LinearAttention) -> tuple[Rule, ...]:
+    sizes = Groups((mixer.key_size, mixer.key_size, mixer.value_size))
+    alone = spelled({"output_gate": "gate", "norm": "norm", "out_proj": "o"})
+    return (*both("qkv_proj", "q", "k", "v", layout=sizes), *alone)
+
+
 def keys(spec: ModelSpec) -> KeyMap:
-    mixers = (layer.mixer for layer in spec.layers if isinstance(layer.mixer, LinearAttention))
-    sizes = next(((each.key_size, each.key_size, each.value_size) for each in mixers), (1, 1, 1))
-    names = spelled({"output_gate": "gate", "norm": "norm", "out_proj": "o"})
-    lightning = (*both("qkv_proj", "q", "k", "v", layout=Groups(sizes)), *names)
-    kinds = {
-        LinearAttention: ("self_attn", lightning),
-        Attention: ("self_attn", spelled(named("q", "k", "v", "o"))),
-    }
-    layer = spelled({**LLAMA_NORMS, **expert_names("block_sparse_moe", NUMBERED)})
-    outside, more = {"embed_tokens": "embedding", "norm": "norm"}, by_mixer(spec, "model.layers.{i}", kinds)
-    return replace(key_map("model.", "layers.{i}", layer, outside, *more), derived=dict(_tables(spec)))
+    layer, softmax = spelled({**LLAMA_NORMS, **expert_names("block_sparse_moe", NUMBERED)}), named("q", "k", "v", "o")
+    kinds = {Attention: ("self_attn", lambda mixer: spelled(softmax)), LinearAttention: ("self_attn", _lightning)}
+    return replace(mixed_keys(spec, layer, kinds), derived=dict(_derived(spec)))
 
 
-def _tables(spec: ModelSpec) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The decays of a lightning layer: its slopes s, and exp(-s distance) within and across blocks."""
+def _derived(spec: ModelSpec) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     for index, layer in enumerate(spec.layers):
-        if isinstance(layer.mixer, LinearAttention):
-            part = part_of_slopes(index, len(spec.layers))
-            for name in ("slope_rate", "query_decay", "key_decay", "diagonal_decay"):
-                make = partial(_table, name, layer.mixer.heads, layer.mixer.chunk, part)
-                yield f"model.layers.{index}.self_attn.{name}", make
+        if isinstance(mixer := layer.mixer, LinearAttention):
+            for name, make in TABLES.items():
+                build = partial(_table, make, mixer.heads, mixer.chunk, part_of_slopes(index, len(spec.layers)))
+                yield f"model.layers.{index}.self_attn.{name}", build
 
 
-def _table(name: str, heads: int, block: int, part: float) -> Tensor:
+def _table(make: Callable[[Tensor, Tensor], Tensor], heads: int, block: int, part: float) -> Tensor:
     """In transformers' order of operations, so that not even rounding differs."""
     slope = ((1 / (2 ** (8 / heads))) ** (torch.arange(heads) + 1) * part)[:, None, None]
-    place = torch.arange(block) + 1
-    match name:
-        case "slope_rate":
-            return slope
-        case "query_decay":
-            return torch.exp(-slope * place[:, None])
-        case "key_decay":
-            return torch.exp(-slope * (block - place[:, None]))
-        case "diagonal_decay":
-            distance = slope * (place[:, None] - place[None, :])[None, None]
-            return torch.exp(torch.where(distance >= 0, -distance, float("-inf")))
-        case _:
-            raise DougongError(f"{FAMILY} has no table {name!r}")
+    return make(slope, torch.arange(block)[:, None] + 1)
+
+
+def _diagonal(slope: Tensor, place: Tensor) -> Tensor:
+    distance = slope * (place - place.mT)[None, None]
+    return torch.exp(torch.where(distance >= 0, -distance, float("-inf")))
+
+
+# The decays of a lightning layer, of its slopes and the places in a block: within the block and across blocks.
+TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "slope_rate": lambda slope, place: slope,
+    "query_decay": lambda slope, place: torch.exp(-slope * place),
+    "key_decay": lambda slope, place: torch.exp(-slope * (len(place) - place)),
+    "diagonal_decay": _diagonal,
+}

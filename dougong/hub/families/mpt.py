@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dougong.hub.families.fields import cap, choice, flag, inside, integer, number, positive, share
-from dougong.hub.families.layers import PLAIN, whole_heads
+from dougong.hub.families.fields import cap, choice, inside, number, positive, share
+from dougong.hub.families.layers import PLAIN, sizes
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import Table
@@ -33,15 +33,8 @@ TABLE = Table(
     "MptForCausalLM",
     {**PLAIN, "mixer.position": Alibi},
     (
-        integer("vocab_size", "model.vocab"),
-        integer("d_model", "model.width", also="hidden_size"),
-        integer("n_layers", "layers.depth", also="num_hidden_layers"),
-        integer("n_heads", "mixer.heads mixer.kv_heads", also="num_attention_heads"),
-        whole_heads("n_heads"),
-        integer("max_seq_len", "model.context", 2048),
-        number("layer_norm_epsilon", "norm.eps", 1e-5),
+        *sizes("d_model hidden_size", "n_layers num_hidden_layers", "n_heads num_attention_heads", "max_seq_len"),
         choice("norm_type", "norm.kind", "low_precision_layernorm", NORMS),
-        flag("tie_word_embeddings", "head.tied", True),
         inside("attn_config", *ATTENTION, said={"alibi": True, "attn_type": "multihead_attention"}, silent="attn_impl"),
     ),
     always={"ffn.hidden": lambda given: 4 * given["model"]["width"]},

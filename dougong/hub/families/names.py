@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dougong.hub.keymap import CONCAT, LAYER, KeyMap, Rule
 from dougong.hub.layouts import Groups, Layout
@@ -38,15 +39,23 @@ def within(foreign: str, own: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
     )
 
 
-def by_mixer(spec: ModelSpec, place: str, kinds: Mapping[type, tuple[str, Iterable[Rule]]]) -> tuple[Rule, ...]:
-    """The rules of mixers of several kinds, whose names overlap: in each layer, which is at `place`, those of its kind,
-    with what stands before their foreign names."""
-    rules: list[Rule] = []
-    for index, layer in enumerate(spec.layers):
-        for kind, (block, found) in kinds.items():
-            if isinstance(layer.mixer, kind):
-                rules += within(f"{place.replace(LAYER, str(index))}.{block}", f"layers.{index}.mixer", found)
-    return tuple(rules)
+def mixed_keys(
+    spec: ModelSpec,
+    layer: Iterable[Rule],
+    kinds: Mapping[type, tuple[str, Callable[[Any], Iterable[Rule]]]],
+    *more: Rule,
+    norm: str = "norm",
+) -> KeyMap:
+    """Names in Llama's manner where mixers are of several kinds, whose names overlap.
+
+    layer: the rules that all layers share; kinds: of each kind of mixer, what stands before the foreign names, and the
+    rules of one such mixer; norm: the name of the last one.
+    """
+    mixers: list[Rule] = []
+    for index, each in enumerate(spec.layers):
+        block, rules = kinds.get(type(each.mixer), ("", lambda mixer: ()))
+        mixers += within(f"model.layers.{index}.{block}", f"layers.{index}.mixer", rules(each.mixer))
+    return key_map("model.", "layers.{i}", layer, {"embed_tokens": "embedding", norm: "norm"}, *mixers, *more)
 
 
 def key_map(

@@ -7,11 +7,10 @@ transformers leaves out.
 
 from __future__ import annotations
 
-from dougong.hub.families.fields import Given, Keys, flag, integer
+from dougong.hub.families.fields import flag, integer
 from dougong.hub.families.hybrid import ALWAYS, KINDS, TRAINING, experts, hybrid, hybrid_keys
 from dougong.hub.families.names import both
-from dougong.hub.families.reader import Reader
-from dougong.hub.families.sparse import STEPS
+from dougong.hub.families.sparse import STEPS, unless_fewer
 from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
@@ -20,19 +19,12 @@ from dougong.parts.delta import DeltaNet
 
 FAMILY = "qwen3_next"
 MLP = integer("intermediate_size", "dense.hidden", 5632)
-
-
-def _ask_none(config: Reader, given: Given) -> None:
-    if not given["experts"]["experts"]:
-        given["layers"]["ffns"] = ["dense"] * given["layers"]["depth"]
-
-
 NORMALISE = flag("norm_topk_prob", "experts.router.normalise", True)
 TABLE = Table(
     FAMILY,
     "Qwen3NextForCausalLM",
     KINDS,
-    (*hybrid(48, 2), MLP, *experts(512, 10), NORMALISE, STEPS, Keys(_ask_none)),
+    (*hybrid(48, 2), MLP, *experts(512, 10), NORMALISE, STEPS, unless_fewer(1)),
     always=ALWAYS,
     silent=TRAINING,
     predicts=True,

@@ -37,6 +37,7 @@ class Reader:
         self._config = config
         self._where = where
         self._asked: set[str] = set()
+        self._told: dict[str, str] = {}  # what a key is called in errors, where that is another name
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -102,12 +103,23 @@ class Reader:
             raise self.wrong(key, kinds, f"{len(usual)} of {' or '.join(known)}")
         return kinds
 
-    def inside(self, key: str) -> Reader:
-        """Of the mapping that the key has, or of an empty one."""
+    def mapping(self, key: str, known: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """What the key has, or an empty one. known: the keys that it may have."""
         given = self.raw(key) or {}
-        if not isinstance(given, dict):
-            raise self.wrong(key, given, "a mapping")
-        return Reader(self.family, given, f"{self._where}{key}.")
+        if not isinstance(given, dict) or (known is not None and not given.keys() <= {*known}):
+            raise self.wrong(key, given, "a mapping" if known is None else f"a mapping with {' and '.join(known)}")
+        return given
+
+    def inside(self, key: str, beside: Mapping[str, str] | None = None) -> Reader:
+        """Of the mapping that the key has, or of an empty one. beside: of keys that it may leave out, other names under
+        which they may stand beside it."""
+        given, where = self.mapping(key), f"{self._where}{key}."
+        others = {
+            own: other for own, other in (beside or {}).items() if self.raw(other) is not None and own not in given
+        }
+        inner = Reader(self.family, {**given, **{own: self.raw(other) for own, other in others.items()}}, where)
+        inner._told = others
+        return inner
 
     def head_size(self, width: int, key: str, heads: int) -> int:
         """The width over the heads that `key` gives, which must divide it."""
@@ -127,7 +139,8 @@ class Reader:
                 raise self.wrong(key, self.raw(key), repr(value))
 
     def wrong(self, key: str, value: object, expected: str) -> DougongError:
-        return DougongError(f"config.json of {self.family}: {self._where}{key} is {value!r}; expected {expected}")
+        told = self._told.get(key, f"{self._where}{key}")
+        return DougongError(f"config.json of {self.family}: {told} is {value!r}; expected {expected}")
 
     def respell(self, old: str, new: str) -> None:
         """Take the old name of a key for the new one, where that is not there."""

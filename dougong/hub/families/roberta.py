@@ -5,10 +5,9 @@ Semantics: transformers' modeling_roberta.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from dougong.hub.families.encoders import encoder_keys, encoder_table, read_heads, write_heads, write_kind
+from dougong.hub.families.encoders import EncoderHeads, encoder_keys, encoder_table, write_kind
 from dougong.hub.families.fields import Given, Keys, Parts, put
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.tasks import BARE, CLASSES, SPAN
@@ -35,15 +34,9 @@ def _tell(parts: Parts) -> dict[str, Any]:
     return {"max_position_embeddings": position.table(), "pad_token_id": position.offset - 1}
 
 
-TABLE = encoder_table(FAMILY, "Roberta", Keys(_ask, _tell))
-
-
-def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    return read_heads(TABLE, config, lambda body: Transform("gelu", body.layers[0].norm), first_dropout=True)
-
-
-def to_config(spec: ModelSpec) -> dict[str, Any]:
-    return write_heads(TABLE, spec, from_config)
+HEADS = EncoderHeads("Roberta", lambda body, given: Transform("gelu", body.layers[0].norm), twice=True)
+TABLE = encoder_table(FAMILY, Keys(_ask, _tell), HEADS)
+from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:

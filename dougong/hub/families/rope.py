@@ -57,20 +57,24 @@ def turns(
     return Keys(ask, tell)
 
 
-def turns_by_window(theta: float, local: float | None = None) -> Keys:
+def turns_by_window(theta: float, local: float | None = None, bases: tuple[str, str] | None = None) -> Keys:
     """A rotation for layers without a window and one for those with one, as `read_two_ropes` has them. The keys of
     windows are read before."""
 
     def ask(config: Reader, given: Given) -> None:
         size, limit = given["mixer"]["head_size"], given["model"]["context"]
-        given["mixer"]["position"], near = read_two_ropes(config, size, limit, theta, local)
+        given["mixer"]["position"], near = read_two_ropes(config, size, limit, theta, local, bases)
         for index, changes in given["changes"].items():
             if changes["mixer"].get("window"):
                 change(given, index, "mixer.position", near)
 
     def tell(parts: Parts) -> dict[str, Any]:
         keys = write_layer_ropes(parts.family, parts.spec)
-        near = keys["rope_parameters"][LAYER_KINDS[1]]["rope_theta"]
+        ropes = keys["rope_parameters"]
+        if bases is not None:
+            thetas = (each["rope_theta"] for each in ropes.values())
+            return {"rope_parameters": ropes, **dict(zip(bases, thetas, strict=True))}
+        near = ropes[LAYER_KINDS[1]]["rope_theta"]
         return {**keys, **({} if local is None else {"rope_local_base_freq": near})}
 
     return Keys(ask, tell)
@@ -176,25 +180,27 @@ def _yarn_attention(inner: Reader, factor: float) -> float | None:
     return 1.0 if factor < 1 else None
 
 
-def read_two_ropes(config: Reader, size: int, context: int, theta: float, local: float | None) -> tuple[Rope, Rope]:
+def read_two_ropes(
+    config: Reader, size: int, context: int, theta: float, local: float | None, bases: tuple[str, str] | None = None
+) -> tuple[Rope, Rope]:
     """Rotations of layers without and with a window: `rope_parameters` has a mapping for each kind of layer.
 
     In the old spelling `rope_theta` (default: theta) and `rope_scaling` are those of layers without a window, and
     layers with one turn unscaled with `rope_local_base_freq` (default: local; None: with the same base as the others).
+    bases: other names of the two bases, of a family whose `rope_scaling` is that of all layers.
     """
-    nested, scaling = config.raw("rope_parameters") or {}, config.raw("rope_scaling") or {}
-    if not isinstance(nested, dict) or not set(nested) <= set(LAYER_KINDS):
-        raise config.wrong("rope_parameters", nested, f"a mapping with {' and '.join(LAYER_KINDS)}")
-    theta = config.positive("rope_theta", theta)
-    if local is not None:
-        local = config.positive("rope_local_base_freq", local)
-    full = {"rope_theta": theta, **(nested.get(LAYER_KINDS[0]) or {}), **scaling}
-    near = {"rope_theta": local or theta, **(nested.get(LAYER_KINDS[1]) or {})}
-    first, second = (
-        read_rope(Reader(config.family, {"rope_parameters": each}, f"{kind}: "), size, context)
-        for kind, each in zip(LAYER_KINDS, (full, near), strict=True)
-    )
-    return first, second
+    names = bases or ("rope_theta", "rope_local_base_freq")
+    theta = config.positive(names[0], theta)
+    thetas = theta, theta if local is None else config.positive(names[1], local)
+    nested, scaling = config.mapping("rope_parameters", LAYER_KINDS), config.mapping("rope_scaling")
+    own = Reader(config.family, nested, "rope_parameters.")
+
+    def of(index: int, kind: str) -> Rope:
+        everywhere = scaling if index == 0 or bases else {}
+        found = {"rope_theta": thetas[index], **own.mapping(kind), **everywhere}
+        return read_rope(Reader(config.family, {"rope_parameters": found}, f"{kind}: "), size, context)
+
+    return of(0, LAYER_KINDS[0]), of(1, LAYER_KINDS[1])
 
 
 def write_layer_ropes(family: str, spec: ModelSpec) -> dict[str, Any]:

@@ -7,11 +7,8 @@ this changes is how large eps is beside it: four times larger, for each halving,
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
-from dougong.hub.families.fields import Given, Keys, Parts, change, flag, integer, number
-from dougong.hub.families.names import key_map, spelled
+from dougong.hub.families.fields import Given, change, flag, integer, number, search, settings
+from dougong.hub.families.names import below, key_map, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import LAYER_NORM, Table, the_norm
 from dougong.hub.keymap import KeyMap, Rule
@@ -24,25 +21,15 @@ FAMILY = "rwkv"
 
 
 def _ask(config: Reader, given: Given) -> None:
-    every, depth = config.integer("rescale_every", 6, least=-(1 << 30)), given["layers"]["depth"]
-    norm = Norm("layer", bias=True, **given["norm"])
-    norms = [_halved(each, index, every) for index, each in enumerate([norm] * depth + [replace(norm, eps=1e-5)])]
-    given["model"]["norm"] = norms.pop()
-    for index, each in enumerate(norms):
-        change(given, index, "layer.norm", each)
+    every, eps = config.integer("rescale_every", 6, least=-(1 << 30)), given["norm"]["eps"]
 
+    def norm(eps: float, layers: int) -> Norm:
+        """The norm after so many layers."""
+        return Norm("layer", eps * 4.0 ** (layers // every) if every > 0 else eps, bias=True)
 
-def _halved(norm: Norm, layers: int, every: int) -> Norm:
-    """The norm after `layers` layers."""
-    return norm if every <= 0 else replace(norm, eps=norm.eps * 4.0 ** (layers // every))
-
-
-def _tell(parts: Parts) -> dict[str, Any]:
-    epsilons = [layer.norm.eps for layer in parts.spec.layers]
-    # The first norm that differs stands behind the first halving; the last norm tells of one after all layers.
-    changed = [index for index, eps in enumerate(epsilons) if eps != epsilons[0]]
-    last = len(epsilons) if getattr(parts.spec.norm, "eps", None) != 1e-5 else 0
-    return {"rescale_every": changed[0] if changed else last}
+    given["model"]["norm"] = norm(1e-5, depth := given["layers"]["depth"])
+    for index in range(depth):
+        change(given, index, "layer.norm", norm(eps, index))
 
 
 TABLE = Table(
@@ -58,36 +45,26 @@ TABLE = Table(
         integer("intermediate_size", "ffn.hidden", lambda given: 4 * given["model"]["width"]),
         number("layer_norm_epsilon", "norm.eps", 1e-5),
         flag("tie_word_embeddings", "head.tied", False),
-        Keys(_ask, _tell),
+        search(_ask, lambda parts: settings(rescale_every=range(len(parts.spec.layers) + 1))),
     ),
     always={**LAYER_NORM, "embedding.norm": the_norm},
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
-NAMES = {
-    "ln1": "mixer_norm",
-    "ln2": "ffn_norm",
-    "attention.receptance": "mixer.r",
-    "attention.key": "mixer.k",
-    "attention.value": "mixer.v",
-    "attention.output": "mixer.o",
-    "feed_forward.key": "ffn.up",
-    "feed_forward.receptance": "ffn.gate",
-    "feed_forward.value": "ffn.down",
+MATRICES = {
+    **below("attention.", "mixer.", {"receptance": "r", "key": "k", "value": "v", "output": "o"}),
+    **below("feed_forward.", "ffn.", {"key": "up", "receptance": "gate", "value": "down"}),
 }
 MIXES = {
-    "attention.time_mix_receptance": "mixer.mix_r",
-    "attention.time_mix_key": "mixer.mix_k",
-    "attention.time_mix_value": "mixer.mix_v",
-    "feed_forward.time_mix_key": "ffn.mix_k",
-    "feed_forward.time_mix_receptance": "ffn.mix_r",
+    **below("attention.time_mix_", "mixer.mix_", {"receptance": "r", "key": "k", "value": "v"}),
+    **below("feed_forward.time_mix_", "ffn.mix_", {"receptance": "r", "key": "k"}),
 }
 
 
 def keys(spec: ModelSpec) -> KeyMap:
     layer = (
-        *spelled(NAMES),
+        *spelled({"ln1": "mixer_norm", "ln2": "ffn_norm", **MATRICES}),
         *(Rule(foreign, (own,), layout=Viewed((1, 1, -1))) for foreign, own in MIXES.items()),
         Rule("attention.time_decay", ("mixer.decay",)),
         Rule("attention.time_first", ("mixer.first",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.fields import Entry, Given, Key, Keys, Parts, activation, integer, number
@@ -25,6 +26,8 @@ KINDS = {**ALL_SPARSE, "dense": GatedMLP}
 SHARED = {**KINDS, "experts.shared": GatedMLP}
 """With a feed-forward for all tokens."""
 ACTIVATION = activation("hidden_act", "experts.activation dense.activation experts.shared.activation", "silu")
+DELTA_ACTIVATION = replace(ACTIVATION, place=f"delta.activation {ACTIVATION.place}")
+"""Where some layers have a DeltaNet."""
 # DeepSeek-V3's router: sigmoid scores, chosen with a correction from the groups whose two best experts score most.
 SIGMOID = {"experts.router.score": "sigmoid", "experts.router.correction": True, "experts.router.group_best": 2}
 # Where all layers have experts, a dense one is written as large as an expert; all keys must be there.
@@ -43,13 +46,21 @@ def experts(count: int, top_k: int, *more: Entry, own: str = "num_local_experts"
     )
 
 
-def grouped(count: int | None, top_k: int | None, scale: float = 1.0, groups: int = 1, top: int = 1) -> tuple[Key, ...]:
-    """The keys of experts that stand in groups, with the family's defaults."""
+def grouped(
+    count: int | None,
+    top_k: int | None,
+    scale: float = 1.0,
+    groups: int = 1,
+    top: int = 1,
+    names: str = "n_routed_experts num_experts_per_tok n_group",
+) -> tuple[Key, ...]:
+    """The keys of experts that stand in groups, with the family's defaults and its names for three of them."""
+    own, each, group = names.split()
     return (
-        integer("n_routed_experts", "experts.experts", count),
-        integer("num_experts_per_tok", "experts.top_k", top_k),
+        integer(own, "experts.experts", count),
+        integer(each, "experts.top_k", top_k),
         number("routed_scaling_factor", "experts.router.scale", scale),
-        integer("n_group", "experts.router.groups", groups),
+        integer(group, "experts.router.groups", groups),
         integer("topk_group", "experts.router.top_groups", top),
     )
 
@@ -104,6 +115,16 @@ def _tell_steps(parts: Parts) -> dict[str, Any]:
 
 STEPS = Keys(_ask_steps, _tell_steps)
 """Qwen's rule for which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
+
+
+def unless_fewer(least: int) -> Keys:
+    """Fewer experts than these are no mixture: all layers are dense."""
+
+    def ask(config: Reader, given: Given) -> None:
+        if given["experts"]["experts"] < least:
+            given["layers"]["ffns"] = ["dense"] * given["layers"]["depth"]
+
+    return Keys(ask)
 
 
 PREDICTING = Keys(

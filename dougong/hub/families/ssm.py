@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dougong.hub.families.fields import Given, Key, Keys, Parts, flag, integer, number
+from dougong.hub.families.fields import Entry, Given, Key, Keys, Parts, flag, integer, number
 from dougong.hub.families.names import key_map, spelled, within
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap, Rule
@@ -30,13 +30,22 @@ OUTSIDE = (
 )
 
 
-def rank(name: str, place: str = "mixer.rank") -> Key:
-    """Of the time step's projection; "auto" is a sixteenth of the width, rounded up."""
+def selective(mixer: str, names: str) -> tuple[Entry, ...]:
+    """A Mamba's keys, under the family's names, apart by spaces."""
+    inner, state, rank, kernel, bias, conv_bias = names.split()
 
-    def ask(config: Reader, key: str, sixteenth: int) -> int:
+    def ask_rank(config: Reader, key: str, sixteenth: int) -> int:
+        """Of the time step's projection; "auto" is a sixteenth of the width, rounded up."""
         return sixteenth if config.raw(key, "auto") == "auto" else config.integer(key)
 
-    return Key(name, place, ask, lambda given: math.ceil(given["model"]["width"] / 16))
+    return (
+        expand(inner, mixer),
+        integer(state, f"{mixer}.state", 16),
+        Key(rank, f"{mixer}.rank", ask_rank, lambda given: math.ceil(given["model"]["width"] / 16)),
+        integer(kernel, f"{mixer}.kernel", 4),
+        flag(bias, f"{mixer}.bias", False),
+        flag(conv_bias, f"{mixer}.conv_bias", True),
+    )
 
 
 def expand(name: str, mixer: str) -> Keys:

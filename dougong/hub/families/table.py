@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from dougong.base import DougongError
 from dougong.hub.families.common import exact, first_layer
 from dougong.hub.families.fields import Entry, Given, Parts, put, written
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.tasks import read_decoder_task, write_decoder_task
 from dougong.hub.predicting import without
 from dougong.model.spec import LayerSpec, ModelSpec
 from dougong.parts.embedding import Embedding, Head
@@ -37,6 +36,19 @@ def the_norm(given: Given) -> Norm:
     return given["made"]["norm"]
 
 
+@runtime_checkable
+class Heads(Protocol):
+    """Which head stands on the layers that a table tells: `architectures` says it, after the family's name."""
+
+    def read(self, config: Reader, body: ModelSpec, given: Given) -> ModelSpec:
+        """`body` with the head; given: what the table read."""
+        ...
+
+    def write(self, family: str, spec: ModelSpec) -> tuple[ModelSpec, str, dict[str, Any]]:
+        """The spec as the table writes it, the architecture, and the keys that `read` reads."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class Table:
@@ -50,7 +62,7 @@ class Table:
     silent   keys, apart by spaces, that change nothing
     absent   what is written of a kind that no layer has, made of the parts that there are. Else its keys are left out:
              `exact` then sees whether what is usual gives the spec back
-    tasks    the family's name before "ForSequenceClassification" and its like, where its decoder may have such heads
+    heads    that its models may have besides the one of `architecture`
     predicts its files may hold layers that predict further tokens
     divides  transformers refuses its configs where heads do not divide the width, whatever their size
     """
@@ -63,23 +75,23 @@ class Table:
     said: Mapping[str, Any] = field(default_factory=dict)
     silent: str = ""
     absent: Absent = field(default_factory=dict)
-    tasks: str = ""
+    heads: Heads | None = None
     predicts: bool = False
     divides: bool = False
 
     def from_config(self, config: Mapping[str, Any]) -> ModelSpec:
         reader = Reader(self.family, config)
-        spec = self.model(reader)
-        if self.tasks:
-            head, task = read_decoder_task(reader, self.tasks)
-            spec = replace(spec, head=spec.head if head else None, task=task)
+        given = self.read(reader)
+        spec = self.model(reader, given)
+        if self.heads is not None:
+            spec = self.heads.read(reader, spec, given)
         reader.refuse_rest()
         return spec
 
     def to_config(self, spec: ModelSpec) -> dict[str, Any]:
         body, architecture, more = spec, self.architecture, {}
-        if self.tasks:
-            body, architecture, more = write_decoder_task(self.family, self.tasks, spec)
+        if self.heads is not None:
+            body, architecture, more = self.heads.write(self.family, spec)
         bare = without(self.family, spec) if self.predicts else spec
         config = exact(self.family, architecture, bare, {**self.write(body), **more}, self.from_config)
         if self.divides and spec.width % (heads := config["num_attention_heads"]):

@@ -7,10 +7,11 @@ modeling_layers). Encoders have heads of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 from dougong.base import DougongError
+from dougong.hub.families.fields import Given
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec
@@ -81,20 +82,26 @@ def write_task(family: str, spec: ModelSpec, usual: str) -> tuple[str, dict[str,
             raise DougongError(f"{family} cannot express a task head of {type(task).__name__}")
 
 
-def read_decoder_task(config: Reader, name: str) -> tuple[bool, Task | None]:
-    """Whether `architectures` names a decoder with a head over the vocabulary, and the head for a task that it has."""
-    given = config.raw("architectures") or []
-    kind = str(given[0]).removeprefix(name) if given else ""
-    dropout = read_dropout(config, config.share("hidden_dropout", 0.1))
-    if kind == CLASSES:
-        return False, Classifier(read_labels(config), at="last", bias=False)
-    return kind not in (BARE, TOKENS, SPAN), read_task(config, kind, dropout, {})
+@final
+@dataclass(frozen=True)
+class DecoderHeads:
+    """Of a decoder whose family has `name` in `architectures`. An architecture that is not known is a decoder's with
+    the usual head, for many programs have names of their own."""
 
+    name: str
 
-def write_decoder_task(family: str, name: str, spec: ModelSpec) -> tuple[ModelSpec, str, dict[str, Any]]:
-    """What `read_decoder_task` reads: the spec with a head over the vocabulary alone, the architecture, and keys."""
-    kind, keys = write_task(family, spec, "ForCausalLM")
-    return replace(spec, head=spec.head or Head(tied=False), task=None), name + kind, keys
+    def read(self, config: Reader, body: ModelSpec, given: Given) -> ModelSpec:
+        names = config.raw("architectures") or [""]
+        if not isinstance(names, list):
+            raise config.wrong("architectures", names, "a list of names")
+        kind = str(names[0]).removeprefix(self.name)
+        dropout = read_dropout(config, config.share("hidden_dropout", 0.1)) if kind != CLASSES else 0.0
+        task = read_task(config, kind, dropout, {"at": "last", "bias": False})
+        return replace(body, head=None if kind in (BARE, CLASSES, TOKENS, SPAN) else body.head, task=task)
+
+    def write(self, family: str, spec: ModelSpec) -> tuple[ModelSpec, str, dict[str, Any]]:
+        kind, keys = write_task(family, spec, "ForCausalLM")
+        return replace(spec, head=spec.head or Head(tied=False), task=None), self.name + kind, keys
 
 
 def decoder_task_keys(spec: ModelSpec, keys: KeyMap, span_prefix: str = "transformer.") -> KeyMap:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dougong.rag.hit import Retriever
     from dougong.rag.library import Library
 
-Name = Literal["cranfield", "cisi", "cmrc", "hotpot"]
+Name = Literal["cranfield", "cisi", "cmrc", "cmrc-dev", "cmrc-trial", "hotpot", "xquad-en", "xquad-zh"]
 Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
 FIRST = "nDCG@10"
@@ -44,7 +44,8 @@ class Evaluate:
     """
 
     collections: tuple[Name, ...] = ("cranfield", "cisi", "cmrc")
-    """aerodynamics (English), information science (English), Wikipedia (Chinese), questions of two hops (English)"""
+    """cranfield: aerodynamics; cisi: information science; cmrc: Wikipedia in Chinese, cmrc-dev and cmrc-trial: its two
+    sets of questions over all its passages; hotpot: questions of two hops; xquad-en, xquad-zh: one text in both"""
     chunkers: tuple[ChunkerName, ...] = ("structure",)
     """how documents are cut"""
     retrievers: tuple[Way, ...] = ("words", "dense", "hybrid")
@@ -57,7 +58,7 @@ class Evaluate:
     queries: int = 0
     """only the first so many of each collection; 0: all"""
     answers: Flag = False
-    """measure answers too where a collection expects some (cmrc, hotpot): exact match, F1, faithfulness"""
+    """measure answers too where a collection expects some (all but the first two): exact match, F1, faithfulness"""
     weight: Annotated[float | None, hint("none: reciprocal ranks")] = None
     """hybrid by scores, not ranks: this share for the vectors, 0 to 1, the rest for the words"""
     model: ChatPath = None
@@ -75,9 +76,7 @@ class Evaluate:
 def run(args: list[str]) -> int:
     options = parse(Evaluate, args, "rag eval")
     _check(options)
-    data = options.data or Path(os.environ.get("DOUGONG_DATA", ""))
-    if not data.is_dir() or data == Path():
-        raise DougongError("there are no collections; name their folder with --data or DOUGONG_DATA")
+    data = data_folder(options.data)
     from dougong.rag.evaluate import read_collection
 
     embedder = _embedder(options)
@@ -99,6 +98,14 @@ def run(args: list[str]) -> int:
     for line in [] if options.json else differences(rows):
         print(line)
     return 0
+
+
+def data_folder(given: Path | None) -> Path:
+    """Where collections are: as given, or as DOUGONG_DATA says. Raises DougongError where that is no folder."""
+    data = given or Path(os.environ.get("DOUGONG_DATA", ""))
+    if not data.is_dir() or data == Path():
+        raise DougongError("there are no collections; name their folder with --data or DOUGONG_DATA")
+    return data
 
 
 def _check(options: Evaluate) -> None:

@@ -128,15 +128,17 @@ class NoVectors(Embedder):
 
 
 def pooled(lm: LanguageModel, at: At) -> Model:
-    """The model with another pooling, on the same weights: what its spec says of heads is replaced."""
+    """The model with another pooling, made of the same modules, quantised or fused as they are: what is trained here is
+    trained there."""
+    from copy import copy
     from dataclasses import replace
 
-    from dougong.model import Model
     from dougong.parts.heads import Pooled
 
-    made = Model(replace(lm.spec, task=Pooled(at, normalise=True)))
-    weights = lm.model.state_dict(keep_vars=True)
-    made.load_state_dict({name: weights[name] for name in made.state_dict()}, assign=True)
+    made = copy(lm.model)
+    made.__dict__["_modules"] = dict(lm.model._modules)  # the copy would share the table of modules, not only them
+    task = Pooled(at, normalise=True)
+    made.spec, made.task = replace(lm.spec, task=task), task.build(lm.spec.width)
     return made
 
 

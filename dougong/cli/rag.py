@@ -44,7 +44,7 @@ LIBRARY = "runs/rag"
 ChunkerName = Literal["structure", "recursive", "sentences", "fixed", "semantic"]
 How = Literal["hybrid", "words", "dense"]
 Into = Annotated[str, tyro.conf.arg(metavar="URI")]
-EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH")]
+EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH[@int8]")]
 ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH|URL")]
 ModelPath = Annotated[str | None, hint("none", "PATH|URL")]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dougong.base import DougongError, write_json
 from dougong.hub import LanguageModel, save
 from dougong.parts.context import Context
+from dougong.parts.frozen import FrozenStorage
 from dougong.parts.shapes import Bool, Float
 from dougong.rag.embedder import pooled
 from dougong.train.objectives import Loss
@@ -105,6 +106,8 @@ def train_embedder(
         )
     if lm.tokenizer is None:
         raise DougongError("the model has no tokenizer, so it cannot be trained on texts")
+    if any(isinstance(each, FrozenStorage) for each in lm.model.modules()):
+        raise DougongError("the encoder is quantised, so it cannot learn; open it without @int8 or @int4")
     model = pooled(lm, "mean").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
     warm = max(1, round(settings.warmup * settings.steps))

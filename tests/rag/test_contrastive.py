@@ -125,3 +125,18 @@ def test_rows_of_pairs(tmp_path: Path) -> None:
     path.write_text('{"query": "a"}\n')
     with pytest.raises(DougongError, match=r"pairs\.jsonl:1 is"):
         read_pairs(path)
+
+
+def test_an_encoder_in_8_bits_says_so_and_does_not_learn(lm: LanguageModel, tmp_path: Path) -> None:
+    save_embedder(lm, tmp_path / "saved")
+    plain, small = open_embedder(str(tmp_path / "saved")), open_embedder(f"{tmp_path / 'saved'}@int8")
+    assert (plain.name, small.name) == ("saved:32", "saved@int8:32")
+    texts = [each.query for each in translated(20, 3)]
+    assert (plain.embed(texts) * small.embed(texts)).sum(1).min() > 0.99
+    with pytest.raises(DougongError, match="quantised, so it cannot learn"):
+        train_embedder(small.lm, translated(4, 0), Training(steps=1, batch=2))
+    (tmp_path / "me@home").mkdir()
+    save_embedder(lm, tmp_path / "me@home" / "x")
+    assert open_embedder(str(tmp_path / "me@home" / "x")).name == "x:32"
+    with pytest.raises(DougongError, match="@int7"):
+        open_embedder(f"{tmp_path}/absent@int7")

@@ -45,8 +45,8 @@ ChunkerName = Literal["structure", "recursive", "sentences", "fixed", "semantic"
 How = Literal["hybrid", "words", "dense"]
 Into = Annotated[str, tyro.conf.arg(metavar="URI")]
 EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH[@int8]")]
-ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH|URL")]
-ModelPath = Annotated[str | None, hint("none", "PATH|URL")]
+ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH[@int8]|URL")]
+ModelPath = Annotated[str | None, hint("none", "PATH[@int8]|URL")]
 
 
 @dataclass(frozen=True)
@@ -252,15 +252,18 @@ def evaluate(args: list[str]) -> int:
 
 
 def chat_model(path: str) -> ChatModel:
-    """A model folder as a local chat model, an http(s) URL as a remote one."""
+    """A model folder or file as a local chat model, in 8 or 4 bits with @int8 or @int4 behind it; an http(s) URL as a
+    remote one."""
     if path.startswith(("http://", "https://")):
         from dougong.chat import RemoteChat
 
         return RemoteChat(path, key=os.environ.get("OPENAI_API_KEY"))
     from dougong.chat import LocalChat
-    from dougong.hub import load
+    from dougong.compress import load
+    from dougong.rag.embedder import in_bits
 
-    return LocalChat(load(path))
+    name, how = in_bits(path)
+    return LocalChat(load(name, quantize=how))
 
 
 def make_chunker(

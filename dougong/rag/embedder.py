@@ -170,10 +170,16 @@ def open_embedder(path: str | None) -> ModelEmbedder:
     fast, for vectors that are nearly the same (docs/log.md). Its name says so, for a library must not mix them. "@int4"
     goes further on both counts.
     """
-    name, _, how = re.split(r"(@(int8|int4))?$", path or "", maxsplit=1)[:3]
+    name, how = in_bits(path or "")
     if not name:
-        return default_embedder(how or None)
-    return _opened(name, Path(name).name, how or None, _told(Path(name)))
+        return default_embedder(how)
+    return _opened(name, Path(name).name, how, _told(Path(name)))
+
+
+def in_bits(path: str) -> tuple[str, str | None]:
+    """A path and, where "@int8" or "@int4" stands behind it, that method of quantisation."""
+    name, _, how = re.split(r"(@(int8|int4))?$", path, maxsplit=1)[:3]
+    return name, how
 
 
 def _opened(path: str, name: str, quantize: str | None, told: dict[str, Any]) -> ModelEmbedder:

@@ -84,6 +84,7 @@ class Train:
     examples:
       dougong embed train pairs.jsonl --out runs/embedder --steps 200
       dougong embed train pairs.jsonl --dims 384 128 64
+      dougong embed train pairs.jsonl --steps 200 --resume
       dougong embed train pairs.jsonl --tokenizer runs/tokenizer --layers 1 --rate 5e-4
     """
 
@@ -111,6 +112,8 @@ class Train:
     """tokens of a text, at most"""
     seed: int = 0
     """of the order of the pairs"""
+    resume: Flag = False
+    """go on with a training of the same pairs and settings that was ended before its time"""
 
 
 def run(args: list[str]) -> int:
@@ -175,13 +178,17 @@ def train(args: list[str]) -> int:
         limit=options.limit,
         seed=options.seed,
     )
+    kept = options.out.with_name(options.out.name + ".state")
+    if not options.resume:
+        kept.unlink(missing_ok=True)
     with Progress("steps", options.steps) as bar:
 
         def told(done: int, loss: float, right: float) -> None:
             bar.update(done, f"loss {loss:.3f}, own passage first {right:.0%}")
 
-        train_embedder(lm, pairs, settings, told)
+        train_embedder(lm, pairs, settings, told, kept)
     save_embedder(lm, options.out, max(256, options.limit))
+    kept.unlink(missing_ok=True)
     print(f"{options.out}: trained on {len(pairs):,} pairs")
     return 0
 

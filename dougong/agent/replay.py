@@ -75,7 +75,7 @@ def replay(trace: str | Path | Sequence[Event], agent: Agent | None = None) -> I
             count += 1
             yield event
     except TraceOver:
-        pass
+        pass  # a trace may end in the middle of a run; whether all of it was repeated is told below
     if count < len(recorded):
         missed = recorded[count]
         raise DougongError(

@@ -11,7 +11,7 @@ import tyro
 
 from dougong.base import DougongError
 from dougong.cli import Command, dispatch
-from dougong.cli.options import Flag, existing, parse
+from dougong.cli.options import Flag, existing, hint, parse
 from dougong.cli.rag import EncoderPath
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "texts": Command("vectors of texts, or how alike the texts are", __name__, "texts"),
+    "pairs": Command("questions of a collection with their passages, to train on", __name__, "pairs"),
     "train": Command("teach an encoder which passages answer which queries", __name__, "train"),
 }
 
 EXAMPLES = """\
 examples:
   dougong embed texts "a stone bridge" "a bridge of stone" "taxes rose"
+  dougong embed pairs cmrc-dev --out pairs.jsonl
   dougong embed train pairs.jsonl --out runs/embedder
 
 `dougong embed COMMAND --help` explains a command."""
@@ -48,6 +50,32 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Write the questions of a collection, each with the chunk that holds its answer and with chunks of other documents
+    that word search finds for it (hard negatives): rows for `dougong embed train`.
+
+    examples:
+      dougong embed pairs cmrc-dev --out pairs.jsonl
+      dougong embed pairs cmrc-dev --cloze --negatives 2 --limit 120
+    """
+
+    collection: Annotated[str, tyro.conf.Positional]
+    """cmrc-dev, cmrc-trial, xquad-zh ...: any with answers that `dougong rag eval` knows"""
+    out: Path = Path("pairs.jsonl")
+    """the file to write"""
+    negatives: int = 1
+    """chunks a question that must not be taken for its own"""
+    cloze: Flag = False
+    """besides, a stretch of each chunk as a query for it (inverse cloze)"""
+    limit: int = 120
+    """words of a chunk, which is cut at sentences"""
+    data: Annotated[Path | None, hint("DOUGONG_DATA")] = None
+    """the folder of collections"""
+    seed: int = 0
+    """of what is drawn"""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train an encoder by contrast: a query's own passage must be nearer than those of the other queries in its batch.
 
@@ -56,6 +84,8 @@ class Train:
     examples:
       dougong embed train pairs.jsonl --out runs/embedder --steps 200
       dougong embed train pairs.jsonl --dims 384 128 64
+      dougong embed train pairs.jsonl --steps 200 --resume
+      dougong embed train pairs.jsonl --tokenizer runs/tokenizer --layers 1 --rate 5e-4
     """
 
     pairs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -64,6 +94,10 @@ class Train:
     """the folder to write"""
     embedder: EncoderPath = None
     """the encoder to begin with"""
+    tokenizer: Annotated[Path | None, hint("the encoder's")] = None
+    """read with this one, for a language that the encoder has no tokens for: vectors of new tokens begin at random"""
+    layers: Annotated[int | None, hint("all")] = None
+    """keep this many of its first layers"""
     steps: int = 100
     """updates"""
     batch: int = 16
@@ -78,6 +112,8 @@ class Train:
     """tokens of a text, at most"""
     seed: int = 0
     """of the order of the pairs"""
+    resume: Flag = False
+    """go on with a training of the same pairs and settings that was ended before its time"""
 
 
 def run(args: list[str]) -> int:
@@ -100,6 +136,26 @@ def texts(args: list[str]) -> int:
     return 0
 
 
+def pairs(args: list[str]) -> int:
+    options = parse(Pairs, args, "embed pairs")
+    if options.negatives < 0:
+        raise DougongError(f"--negatives is {options.negatives}; expected 0 or more")
+    from dougong.base import atomic_file
+    from dougong.cli.rag_eval import data_folder
+    from dougong.rag.chunkers import Sentences
+    from dougong.rag.evaluate import read_collection
+    from dougong.rag.pairs import pairs_of
+
+    collection = read_collection(options.collection, data_folder(options.data))
+    found = pairs_of(collection, Sentences(options.limit, 0), options.negatives, options.cloze, options.seed)
+    with atomic_file(options.out) as file:
+        for each in found:
+            row = {"query": each.query, "passage": each.passage, "negatives": each.negatives}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(f"{options.out}: {len(found):,} pairs of {len(collection.queries):,} questions")
+    return 0
+
+
 def train(args: list[str]) -> int:
     options = parse(Train, args, "embed train")
     from dougong.rag.contrastive import Training, save_embedder, train_embedder
@@ -108,6 +164,11 @@ def train(args: list[str]) -> int:
 
     pairs = read_pairs(existing(options.pairs))
     lm = open_embedder(options.embedder).lm
+    if options.tokenizer is not None or options.layers is not None:
+        from dougong.cli.tokenizer import open_tokenizer
+        from dougong.rag.transplant import transplanted
+
+        lm = transplanted(lm, options.tokenizer and open_tokenizer(options.tokenizer), options.layers, options.seed)
     settings = Training(
         steps=options.steps,
         batch=options.batch,
@@ -117,13 +178,17 @@ def train(args: list[str]) -> int:
         limit=options.limit,
         seed=options.seed,
     )
+    kept = options.out.with_name(options.out.name + ".state")
+    if not options.resume:
+        kept.unlink(missing_ok=True)
     with Progress("steps", options.steps) as bar:
 
         def told(done: int, loss: float, right: float) -> None:
             bar.update(done, f"loss {loss:.3f}, own passage first {right:.0%}")
 
-        train_embedder(lm, pairs, settings, told)
+        train_embedder(lm, pairs, settings, told, kept)
     save_embedder(lm, options.out, max(256, options.limit))
+    kept.unlink(missing_ok=True)
     print(f"{options.out}: trained on {len(pairs):,} pairs")
     return 0
 

@@ -41,12 +41,12 @@ examples:
 `dougong rag COMMAND --help` explains a command. Without an index of yours, it is the Python language reference."""
 
 LIBRARY = "runs/rag"
-ChunkerName = Literal["structure", "recursive", "sentences", "fixed", "semantic"]
+ChunkerName = Literal["structure", "recursive", "sentences", "fixed", "semantic", "decided"]
 How = Literal["hybrid", "words", "dense"]
 Into = Annotated[str, tyro.conf.arg(metavar="URI")]
-EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH")]
-ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH|URL")]
-ModelPath = Annotated[str | None, hint("none", "PATH|URL")]
+EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH[@int8]")]
+ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH[@int8]|URL")]
+ModelPath = Annotated[str | None, hint("none", "PATH[@int8]|URL")]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ class Index:
     library: Into = LIBRARY
     """where the index is: a folder, milvus:FILE.db, milvus:http://HOST:PORT"""
     chunker: ChunkerName = "structure"
-    """how documents are cut: by headings, paragraphs, sentences, tokens or meaning"""
+    """how documents are cut: by headings, paragraphs, sentences, tokens, meaning, or as --model decides"""
     limit: int = 200
     """words of a chunk, at most"""
     overlap: int = 30
     """words that neighbours share, at most"""
+    model: ModelPath = None
+    """who decides with `--chunker decided`"""
     embedder: EncoderPath = None
     """an encoder that makes the vectors"""
     json: Flag = False
@@ -150,7 +152,7 @@ def run(args: list[str]) -> int:
 
 def index(args: list[str]) -> int:
     options = parse(Index, args, "rag index")
-    library = _open(options.library, options.embedder, options.chunker, options.limit, options.overlap)
+    library = _open(options.library, options.embedder, options.chunker, options.limit, options.overlap, options.model)
     report = _fill(library, options.folder, options.json)
     forget(library)
     _tell(report, len(library.store.chunks()), options.library, options.json)
@@ -250,21 +252,30 @@ def evaluate(args: list[str]) -> int:
 
 
 def chat_model(path: str) -> ChatModel:
-    """A model folder as a local chat model, an http(s) URL as a remote one."""
+    """A model folder or file as a local chat model, in 8 or 4 bits with @int8 or @int4 behind it; an http(s) URL as a
+    remote one."""
     if path.startswith(("http://", "https://")):
         from dougong.chat import RemoteChat
 
         return RemoteChat(path, key=os.environ.get("OPENAI_API_KEY"))
     from dougong.chat import LocalChat
-    from dougong.hub import load
+    from dougong.compress import load
+    from dougong.rag.embedder import in_bits
 
-    return LocalChat(load(path))
+    name, how = in_bits(path)
+    return LocalChat(load(name, quantize=how))
 
 
-def make_chunker(name: ChunkerName, limit: int, overlap: int, embedder: Embedder) -> Chunker:
-    """A chunker by the name that the command line gives it."""
+def make_chunker(
+    name: ChunkerName, limit: int, overlap: int, embedder: Embedder, model: ChatModel | None = None
+) -> Chunker:
+    """A chunker by the name that the command line gives it. model: who decides, for "decided"."""
     from dougong.rag import chunkers
 
+    if name == "decided":
+        if model is None:
+            raise DougongError("the chunker decided asks a model; give --model PATH or URL")
+        return chunkers.Decided(model, limit, overlap)
     if name == "semantic":
         return chunkers.Semantic(embedder.embed, limit, overlap)
     made: dict[str, type[Any]] = {
@@ -283,12 +294,14 @@ def _words(text: str | None, what: str) -> str:
     return given
 
 
-def _open(uri: str, encoder: str | None, chunker: ChunkerName, limit: int, overlap: int) -> Library:
+def _open(
+    uri: str, encoder: str | None, chunker: ChunkerName, limit: int, overlap: int, model: str | None = None
+) -> Library:
     from dougong.rag.embedder import open_embedder
     from dougong.rag.library import Library
 
-    embedder = open_embedder(encoder)
-    return Library.open(uri, embedder, make_chunker(chunker, limit, overlap, embedder))
+    embedder, asked = open_embedder(encoder), None if model is None else chat_model(model)
+    return Library.open(uri, embedder, make_chunker(chunker, limit, overlap, embedder, asked))
 
 
 def _kept(uri: str) -> None:

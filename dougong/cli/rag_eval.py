@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dougong.rag.hit import Retriever
     from dougong.rag.library import Library
 
-Name = Literal["cranfield", "cisi", "cmrc", "hotpot"]
+Name = Literal["cranfield", "cisi", "cmrc", "cmrc-dev", "cmrc-trial", "hotpot", "xquad-en", "xquad-zh"]
 Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
 FIRST = "nDCG@10"
@@ -35,7 +35,8 @@ class Evaluate:
     """Measure retrieval: nDCG@10, recall@10 and @100, MRR, with 95% intervals of a bootstrap over the queries.
 
     One table of every collection x chunker x retriever x reranker; below it, where they differ, query by query. The
-    collections are read from --data or the folder that DOUGONG_DATA names. HyDE, fusion and multi ask --model.
+    collections are read from --data or the folder that DOUGONG_DATA names. What asks --model (HyDE, fusion,
+    multi, a chunker or reranker by a model) is greedy.
 
     examples:
       dougong rag eval --collections cranfield
@@ -44,9 +45,10 @@ class Evaluate:
     """
 
     collections: tuple[Name, ...] = ("cranfield", "cisi", "cmrc")
-    """aerodynamics (English), information science (English), Wikipedia (Chinese), questions of two hops (English)"""
+    """cranfield: aerodynamics; cisi: information science; cmrc: Wikipedia in Chinese, cmrc-dev and cmrc-trial: its two
+    sets of questions over all its passages; hotpot: questions of two hops; xquad-en, xquad-zh: one text in both"""
     chunkers: tuple[ChunkerName, ...] = ("structure",)
-    """how documents are cut"""
+    """how documents are cut; decided asks --model for every document"""
     retrievers: tuple[Way, ...] = ("words", "dense", "hybrid")
     """how chunks are found; hops follows names by rule; hyde, fusion and multi let a model reword the query; all four
     search by the hybrid"""
@@ -57,7 +59,7 @@ class Evaluate:
     queries: int = 0
     """only the first so many of each collection; 0: all"""
     answers: Flag = False
-    """measure answers too where a collection expects some (cmrc, hotpot): exact match, F1, faithfulness"""
+    """measure answers too where a collection expects some (all but the first two): exact match, F1, faithfulness"""
     weight: Annotated[float | None, hint("none: reciprocal ranks")] = None
     """hybrid by scores, not ranks: this share for the vectors, 0 to 1, the rest for the words"""
     model: ChatPath = None
@@ -75,9 +77,7 @@ class Evaluate:
 def run(args: list[str]) -> int:
     options = parse(Evaluate, args, "rag eval")
     _check(options)
-    data = options.data or Path(os.environ.get("DOUGONG_DATA", ""))
-    if not data.is_dir() or data == Path():
-        raise DougongError("there are no collections; name their folder with --data or DOUGONG_DATA")
+    data = data_folder(options.data)
     from dougong.rag.evaluate import read_collection
 
     embedder = _embedder(options)
@@ -101,9 +101,17 @@ def run(args: list[str]) -> int:
     return 0
 
 
+def data_folder(given: Path | None) -> Path:
+    """Where collections are: as given, or as DOUGONG_DATA says. Raises DougongError where that is no folder."""
+    data = given or Path(os.environ.get("DOUGONG_DATA", ""))
+    if not data.is_dir() or data == Path():
+        raise DougongError("there are no collections; name their folder with --data or DOUGONG_DATA")
+    return data
+
+
 def _check(options: Evaluate) -> None:
     needs = {"hyde", "fusion", "multi"} & set(options.retrievers)
-    needs |= {"model"} & set(options.rerankers)
+    needs |= {"model"} & set(options.rerankers) | {"decided"} & set(options.chunkers)
     if needs and options.model is None:
         raise DougongError(f"{', '.join(sorted(needs))} asks a model; give --model PATH or URL")
     if options.weight is not None and not 0 <= options.weight <= 1:
@@ -131,8 +139,10 @@ def _how(options: Evaluate, embedder: Embedder) -> str:
     reader = options.model or "no model: the sentence with the most of the question's words, quoted"
     vectors = "no vectors" if isinstance(embedder, NoVectors) else f"vectors by {embedder.name}"
     lines = [f"{vectors}; chunks of up to {options.limit} words; mean (95% interval)"]
-    if options.model and {"hyde", "fusion", "multi", "model"} & {*options.retrievers, *options.rerankers}:
-        lines.append(f"queries reworded, or hits put in order, by {options.model}")
+    if options.model and {"hyde", "fusion", "multi", "model", "decided"} & {
+        *(*options.retrievers, *options.rerankers, *options.chunkers)
+    }:
+        lines.append(f"what a model decides is decided by {options.model}")
     if options.answers:
         lines.append(f"answers by {reader}")
     return "\n".join(lines)
@@ -170,8 +180,10 @@ def _sure(gap: Result) -> str:
 
 @cache
 def _chat(path: str) -> ChatModel:
-    """The model, loaded once for all rows of the table."""
-    return chat_model(path)
+    """The model, loaded once for all rows of the table, and greedy, so that the table can be made again."""
+    from dougong.chat.steady import Steady
+
+    return Steady(chat_model(path))
 
 
 def _first(collection: Collection, count: int) -> Collection:
@@ -187,7 +199,8 @@ def _library(options: Evaluate, collection: Collection, chunker: ChunkerName, em
     from dougong.rag.library import Library
     from dougong.train.monitor import Progress
 
-    made = make_chunker(chunker, options.limit, 0, embedder)
+    decides = _chat(options.model or "") if chunker == "decided" else None
+    made = make_chunker(chunker, options.limit, 0, embedder, decides)
     plain = "-words" if isinstance(embedder, NoVectors) else ""
     uri = "memory:" if options.cache is None else str(options.cache / f"{collection.name}-{made.name}{plain}")
     library = Library.open(uri, embedder, made)

@@ -23,6 +23,8 @@ _LARGE = 1 << 19
 # So few rows with so many weights read the weights faster in a kernel of our own (docs/log.md).
 FEW = 8
 _MANY = 1 << 17
+# Of narrow matrices, as small encoders have, twice as many rows still: what other kernels do first costs more there.
+_NARROW, _FEW_NARROW = 512, 16
 
 
 def _linear_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -110,7 +112,8 @@ class _Linear(torch.autograd.Function):
 def linear(x: Float[Tensor, "*N i"], weight: Float[Tensor, "o i"], bias: Tensor | None = None) -> Float[Tensor, "*N o"]:
     """x W^T + b with gradients. Equal to `torch.nn.functional.linear` up to the order of the additions."""
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    if 0 < rows <= FEW and weight.numel() >= _MANY and not torch.is_grad_enabled():
+    few = _FEW_NARROW if weight.shape[1] <= _NARROW and weight.dtype == torch.float32 else FEW
+    if 0 < rows <= few and weight.numel() >= _MANY and not torch.is_grad_enabled():
         y = None if torch.is_autocast_enabled("cpu") else _by_our_own(x.reshape(rows, -1), weight, bias)
         if y is not None:
             return y.view(*x.shape[:-1], -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -21,7 +22,7 @@ class Chunk:
     end: int
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> int:
         """A number (63 bits) for this text at this place: the same in every index and every run."""
         name = f"{self.doc}\0{self.start}\0{self.end}\0{self.text}".encode("utf-8", "surrogatepass")

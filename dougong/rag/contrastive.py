@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dougong.base import DougongError, write_json
+from dougong.base import DougongError, atomic_file, write_json
 from dougong.hub import LanguageModel, save
+from dougong.model import Model
 from dougong.parts.context import Context
+from dougong.parts.frozen import FrozenStorage
 from dougong.parts.shapes import Bool, Float
 from dougong.rag.embedder import pooled
 from dougong.train.objectives import Loss
@@ -41,6 +45,7 @@ class Training:
     dims: tuple[int, ...] = ()
     limit: int = 128
     seed: int = 0
+    keep_every: int = 25
 
 
 def info_nce(
@@ -89,9 +94,11 @@ def train_embedder(
     pairs: Sequence[Pair],
     settings: Training,
     progress: Callable[[int, float, float], None] | None = None,
+    kept: Path | None = None,
 ) -> None:
     """Train `lm`'s weights in place, with mean pooling. progress: (steps done, loss a query, share of queries whose own
-    passage came first). The rate rises over the warm-up, then falls in a line to 0.
+    passage came first). kept: a file that the training is kept in every `keep_every` steps and, where it is there
+    already, gone on from, to the same bits. The rate rises over the warm-up, then falls in a line to 0.
 
     Raises DougongError for too few pairs, an unknown dimension, or a loss that is not finite (the weights are then of
     no use).
@@ -105,6 +112,8 @@ def train_embedder(
         )
     if lm.tokenizer is None:
         raise DougongError("the model has no tokenizer, so it cannot be trained on texts")
+    if any(isinstance(each, FrozenStorage) for each in lm.model.modules()):
+        raise DougongError("the encoder is quantised, so it cannot learn; open it without @int8 or @int4")
     model = pooled(lm, "mean").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
     warm = max(1, round(settings.warmup * settings.steps))
@@ -123,21 +132,65 @@ def train_embedder(
         padding = torch.tensor([[place >= len(row) for place in range(longest)] for row in rows])
         return model.run(tokens, Context.of(tokens, padding, causal=model.spec.causal)).embedding.float()
 
-    for step, batch in enumerate(_batches(pairs, settings)):
-        passages = [each.passage for each in batch] + [text for each in batch for text in each.negatives]
-        same = torch.tensor([[text == each.passage for text in passages] for each in batch])
-        loss = matryoshka(vectors([each.query for each in batch]), vectors(passages), dims, settings.temperature, same)
-        value = float(loss.sum.detach() / loss.weight)
-        if not torch.isfinite(loss.sum):
-            raise DougongError(f"the loss is {value} at step {step}; lower the rate ({settings.rate}) and begin anew")
-        optimizer.zero_grad()
-        (loss.sum / loss.weight).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(step + 1, value, float(loss.metrics["accuracy"] / loss.weight))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # of dropout
+        saved = None if kept is None else Kept(kept, model, optimizer, schedule, _mark(pairs, settings))
+        begun = 0 if saved is None else saved.load()
+        for step, batch in enumerate(_batches(pairs, settings)):
+            if step < begun:
+                continue
+            passages = [each.passage for each in batch] + [text for each in batch for text in each.negatives]
+            same = torch.tensor([[text == each.passage for text in passages] for each in batch])
+            queries = vectors([each.query for each in batch])
+            loss = matryoshka(queries, vectors(passages), dims, settings.temperature, same)
+            value = float(loss.sum.detach() / loss.weight)
+            if not torch.isfinite(loss.sum):
+                raise DougongError(f"the loss is {value} at step {step}; lower the rate ({settings.rate}), begin anew")
+            optimizer.zero_grad()
+            (loss.sum / loss.weight).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if saved is not None and (step + 1) % settings.keep_every == 0:
+                saved.save(step + 1)
+            if progress is not None:
+                progress(step + 1, value, float(loss.metrics["accuracy"] / loss.weight))
     model.eval()
+
+
+def _mark(pairs: Sequence[Pair], settings: Training) -> str:
+    """What tells one training from another: its settings and its pairs."""
+    return hashlib.blake2b(repr((settings, list(pairs))).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@final
+class Kept:
+    """A training as it stands, in a file, so that it can be gone on with: weights, optimizer, rate, random numbers."""
+
+    def __init__(self, path: Path, model: Model, optimizer: Any, schedule: Any, mark: str):
+        self._path, self._parts, self._mark = path, {"model": model, "optimizer": optimizer, "rate": schedule}, mark
+
+    def save(self, steps: int) -> None:
+        held = {name: part.state_dict() for name, part in self._parts.items()}
+        with atomic_file(self._path, "wb") as stream:
+            torch.save({**held, "random": torch.get_rng_state(), "steps": steps, "mark": self._mark}, stream)
+
+    def load(self) -> int:
+        """Bring all parts to where they stood; the steps done, 0 where there is no file. Raises DougongError for a file
+        of another training."""
+        if not self._path.exists():
+            return 0
+        try:
+            held = torch.load(self._path, weights_only=True)
+            mark, steps = held["mark"], int(held["steps"])
+        except Exception as error:  # a damaged file fails anywhere in zip or pickle
+            raise DougongError(f"{self._path} is no training to go on with: {error}; remove it") from error
+        if mark != self._mark:
+            raise DougongError(f"{self._path} is of other pairs or settings; give the same ones, or remove it")
+        for name, part in self._parts.items():
+            part.load_state_dict(held[name])
+        torch.set_rng_state(held["random"])
+        return steps
 
 
 def _cut(row: list[int], limit: int) -> list[int]:

@@ -16,7 +16,7 @@ from dougong.rag.chunk import Chunk
 from dougong.rag.chunkers import Chunker, Structure
 from dougong.rag.embedder import Embedder, default_embedder
 from dougong.rag.hit import Hit, Retriever
-from dougong.rag.readers import find_files, read_file
+from dougong.rag.readers import find_files, printable, read_bytes, read_file
 from dougong.rag.retrievers import Dense, Suited, Words
 from dougong.rag.retrievers.basic import indexed
 from dougong.rag.stores import Entry, Store, open_store
@@ -109,7 +109,7 @@ class Library:
         Raises DougongError for a folder that does not exist, or whose name another indexed folder already has.
         """
         root = Path(folder).resolve()
-        base = root.name or "root"
+        base = printable(root.name) or "root"
         files = list(find_files(root))
         held = self.store.notes().get(f"root:{base}")
         if held is not None and held != str(root):
@@ -158,9 +158,11 @@ class Library:
 
     def _look(self, name: str, path: Path, known: dict[str, str]) -> _Read:
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except OSError as error:
             return _Read(name, "", [], f"{name} cannot be read: {error.strerror or error}")
+        except DougongError as error:
+            return _Read(name, "", [], str(error))
         digest = self._digest(data)
         if known.get(name) == digest:
             return _Read(name, digest, [])

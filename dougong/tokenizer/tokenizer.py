@@ -152,6 +152,10 @@ class Tokenizer:
         """The id of a token given as the vocabulary spells it (special tokens included), or None."""
         return self._core.token_to_id(token)
 
+    def tokens(self) -> dict[str, int]:
+        """Every token, spelled as the vocabulary has it, and its id."""
+        return self._core.get_vocab(with_added_tokens=True)
+
     def token(self, index: int) -> str:
         """A token as the vocabulary spells it. Raises DougongError outside the vocabulary."""
         self._known(index)

@@ -198,3 +198,15 @@ def test_a_client_needs_no_engine() -> None:
     statement = "from dougong.chat import RemoteChat, ScriptedChat, Tool\nimport sys\nprint('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+def test_a_steady_model_is_greedy_unless_told_otherwise():
+    from dougong.chat.steady import Steady
+
+    with ScriptedChat(["one", "two"]) as script:
+        model = Steady(script, 32)
+        assert model.complete(ASK).content == "one"
+        assert model.complete(ASK, sampling=Sampling(temperature=0.5)).content == "two"
+        first, second = (each.sampling for each in script.asked)
+        assert first is not None and (first.temperature, first.max_tokens) == (0.0, 32)
+        assert second is not None and second.temperature == 0.5

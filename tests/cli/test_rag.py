@@ -162,7 +162,7 @@ def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:
     with ScriptedChat(["a passage"] * 12) as script, script.serve() as url:
         assert main(["rag", "eval", *args, "--model", url]) == 0
     out = capsys.readouterr().out
-    assert "answers by http" in out and "queries reworded, or hits put in order, by http" in out
+    assert "answers by http" in out and "what a model decides is decided by http" in out
     assert "cmrc       structure hyde - structure hybrid" in out
     args = ["--collections", "cranfield", "cmrc", "--chunkers", "structure", "fixed", "--limit", "40", "--answers"]
     ways = ["--retrievers", "words", "dense", "hybrid", "--rerankers", "none", "meaning"]
@@ -177,6 +177,22 @@ def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:
     for wrong, words in ((["--weight", "2"], "--weight is 2"), (["--queries", "-1"], "--queries is -1")):
         assert main(["rag", "eval", *wrong, "--data", str(few)]) == 1
         assert words in capsys.readouterr().err
+
+
+def test_a_model_decides_where_documents_are_cut(few: Path, folder: Path, capsys) -> None:
+    pytest.importorskip("httpx")
+    with ScriptedChat(['{"begins": [2]}'] * 2) as script, script.serve() as url:
+        args = ["--collections", "cmrc", "--chunkers", "structure", "decided", "--retrievers", "words"]
+        assert main(["rag", "eval", *args, "--data", str(few), "--model", url, "--json"]) == 0
+        assert [row["chunker"] for row in lines(capsys)] == ["structure", "decided"]
+        assert script.asked[0].body is not None and script.asked[0].body["temperature"] == 0
+        library = str(folder / "decided")
+        where = ["--library", library, "--chunker", "decided", "--model", url]
+        assert main(["rag", "index", str(folder / "docs"), *where]) == 0
+    for wrong in (["eval", "--chunkers", "decided", "--data", str(few)], ["index", "--chunker", "decided"]):
+        capsys.readouterr()
+        assert main(["rag", *wrong]) == 1
+        assert "--model" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -125,3 +125,49 @@ def test_rows_of_pairs(tmp_path: Path) -> None:
     path.write_text('{"query": "a"}\n')
     with pytest.raises(DougongError, match=r"pairs\.jsonl:1 is"):
         read_pairs(path)
+
+
+def test_an_encoder_in_8_bits_says_so_and_does_not_learn(lm: LanguageModel, tmp_path: Path) -> None:
+    save_embedder(lm, tmp_path / "saved")
+    plain, small = open_embedder(str(tmp_path / "saved")), open_embedder(f"{tmp_path / 'saved'}@int8")
+    assert (plain.name, small.name) == ("saved:32", "saved@int8:32")
+    texts = [each.query for each in translated(20, 3)]
+    assert (plain.embed(texts) * small.embed(texts)).sum(1).min() > 0.99
+    with pytest.raises(DougongError, match="quantised, so it cannot learn"):
+        train_embedder(small.lm, translated(4, 0), Training(steps=1, batch=2))
+    (tmp_path / "me@home").mkdir()
+    save_embedder(lm, tmp_path / "me@home" / "x")
+    assert open_embedder(str(tmp_path / "me@home" / "x")).name == "x:32"
+    with pytest.raises(DougongError, match="@int7"):
+        open_embedder(f"{tmp_path}/absent@int7")
+
+
+def test_a_training_that_was_ended_goes_on_to_the_same_weights(lm: LanguageModel, tmp_path: Path) -> None:
+    import copy
+    from dataclasses import replace
+
+    layers = tuple(replace(each, dropout=0.1) for each in lm.spec.layers)  # random numbers too must go on
+    made = Model(replace(lm.spec, layers=layers))
+    made.load_state_dict(lm.model.state_dict())
+    first = replace(lm, model=made)
+    second, third = copy.deepcopy(first), copy.deepcopy(first)
+    pairs, settings = translated(40, 0), Training(steps=7, batch=8, rate=5e-3, keep_every=3)
+    train_embedder(first, pairs, settings)
+
+    def ended(done: int, loss: float, right: float) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    kept = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        train_embedder(second, pairs, settings, ended, kept)
+    seen: list[int] = []
+    train_embedder(third, pairs, settings, lambda done, loss, right: seen.append(done), kept)
+    assert seen == [4, 5, 6, 7]
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, third.model.state_dict()[name]), name
+    with pytest.raises(DougongError, match="other pairs or settings"):
+        train_embedder(third, pairs, replace(settings, rate=1e-3), None, kept)
+    kept.write_bytes(b"no")
+    with pytest.raises(DougongError, match="no training to go on with"):
+        train_embedder(third, pairs, settings, None, kept)

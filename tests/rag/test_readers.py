@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from dougong.base import DougongError
 from dougong.rag.answer import cite
 from dougong.rag.chunkers import Fixed, Recursive, Semantic, Sentences, Structure
+from dougong.rag.library import Library
 from dougong.rag.readers import find_files, read_file
+from tests.rag.conftest import Hashed
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
@@ -187,3 +191,34 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert [name for name, _ in find_files(tmp_path / "docs")] == ["a/c.txt", "b.md"]
     with pytest.raises(DougongError, match="does not exist"):
         list(find_files(tmp_path / "absent"))
+
+
+def test_names_that_are_no_text_and_files_that_are_too_large(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "plain.txt").write_text("a bridge of stone")
+    with open(os.path.join(os.fsencode(tmp_path), b"\xff\xfe.txt"), "w") as stream:
+        stream.write("a roof of tiles")
+    (tmp_path / "large.log").write_text("x" * 101)
+    monkeypatch.setattr("dougong.rag.readers.files.LARGEST", 100)
+    library = Library.open(str(tmp_path / "library"), Hashed())
+    folder = tmp_path.name
+    report = library.add(tmp_path)
+    assert report.added == [f"{folder}/plain.txt", f"{folder}/\\xff\\xfe.txt"]
+    assert "large.log is larger than" in report.skipped[f"{folder}/large.log"]
+    assert library.search("tiles", how="words")[0].chunk.doc == f"{folder}/\\xff\\xfe.txt"
+    again = library.add(tmp_path)
+    assert (again.added, again.changed, again.unchanged) == ([], [], 2)
+    (tmp_path / "plain.txt").write_text("x" * 101)  # what has grown too large is no longer found
+    assert library.add(tmp_path).skipped.keys() == {f"{folder}/large.log", f"{folder}/plain.txt"}
+    assert library.search("stone", how="words") == []
+    library.close()
+
+
+def test_a_document_that_unpacks_to_too_much_is_skipped(monkeypatch) -> None:
+    pytest.importorskip("docx")
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("word/document.xml", " " * (3 << 20))
+    assert len(data.getvalue()) < 10_000
+    monkeypatch.setattr("dougong.rag.readers.office.MOST", 2 << 20)
+    with pytest.raises(DougongError, match=r"bomb\.docx unpacks to 3 MiB; expected at most 2"):
+        read_file("bomb.docx", data.getvalue())

@@ -98,7 +98,7 @@ def _entry(text: str) -> Host:
     try:
         return Host(None, ipaddress.ip_network(name, strict=False), port)
     except ValueError:
-        pass
+        pass  # no address: a name, which is looked at next
     bare = name.removeprefix("*.")
     if not bare or any(not (sign.isalnum() or sign in "-._") for sign in bare):
         raise DougongError(f"the allowed host {text!r:.80} is no host; write example.com, *.example.com or host:port")

@@ -1,16 +1,17 @@
-"""Collections with judgements: Cranfield, CISI, CMRC-2018, HotpotQA, read from their own files."""
+"""Collections with judgements: Cranfield, CISI, CMRC-2018, HotpotQA, XQuAD, read from their own files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dougong.base import DougongError, nearest, read_json
 from dougong.data import Document
 
-COLLECTIONS = ("cranfield", "cisi", "cmrc", "hotpot")
+Reader = Callable[[Path], "Collection"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,10 @@ class Collection:
 
 def read_collection(name: str, data: Path) -> Collection:
     """A collection by name from the folder of real data. Raises DougongError for an unknown name or a missing file."""
-    readers = {"cranfield": _cranfield, "cisi": _cisi, "cmrc": _cmrc, "hotpot": _hotpot}
-    if name not in readers:
-        raise DougongError(f"unknown collection {name!r}{nearest(name, readers)}")
+    if name not in _READERS:
+        raise DougongError(f"unknown collection {name!r}{nearest(name, _READERS)}")
     try:
-        return readers[name](data)
+        return _READERS[name](data)
     except OSError as error:
         raise DougongError(
             f"the collection {name} is not in {data}: {error}; set DOUGONG_DATA to where it is"
@@ -100,21 +100,36 @@ def _cisi(data: Path) -> Collection:
     return _kept("cisi", documents, queries, gains)
 
 
-def _cmrc(data: Path) -> Collection:
-    """Chinese: the passages of CMRC-2018's development and trial sets; to each question its own passage is relevant."""
+def _cmrc(data: Path, asked: Sequence[str] = ("DEV", "TRIAL")) -> Collection:
+    """Chinese: the passages of CMRC-2018's development and trial sets (Cui et al. 2019); to each question its own
+    passage is relevant. asked: the sets whose questions are asked, always of the passages of both."""
+    folder = data / "eval" / "cmrc2018" / "squad-style-data"
+    name = "cmrc" if len(asked) > 1 else f"cmrc-{asked[0].lower()}"
+    held = _squad(name, [folder / f"cmrc2018_{each}.json" for each in ("dev", "trial")])
+    queries = {query: text for query, text in held.queries.items() if query.startswith(tuple(asked))}
+    return replace(held, queries=queries)
+
+
+def _xquad(data: Path, language: str) -> Collection:
+    """The 240 passages and 1,190 questions of XQuAD (Artetxe et al. 2020) in one of its languages."""
+    return _squad(f"xquad-{language}", [data / "eval" / "xquad" / f"xquad.{language}.json"])
+
+
+def _squad(name: str, paths: Sequence[Path]) -> Collection:
+    """Files of SQuAD's form: articles of paragraphs with questions. A paragraph without an id has its place for one."""
     documents, queries, answers = [], {}, {}
     gains: dict[str, dict[str, float]] = {}
-    for name in ("cmrc2018_dev.json", "cmrc2018_trial.json"):
-        for article in read_json(data / "eval" / "cmrc2018" / "squad-style-data" / name)["data"]:
-            for paragraph in article["paragraphs"]:
-                source = str(paragraph["id"])
+    for path in paths:
+        for number, article in enumerate(read_json(path)["data"]):
+            for place, paragraph in enumerate(article["paragraphs"]):
+                source = str(paragraph.get("id", f"{number}-{place}"))
                 documents.append(Document(paragraph["context"], source))
                 for asked in paragraph["qas"]:
                     queries[asked["id"]] = asked["question"]
                     gains[asked["id"]] = {source: 1.0}
                     answers[asked["id"]] = list(dict.fromkeys(each["text"] for each in asked["answers"]))
-    kept = _kept("cmrc", documents, queries, gains)
-    return Collection("cmrc", kept.documents, kept.queries, kept.gains, answers)
+    kept = _kept(name, documents, queries, gains)
+    return replace(kept, answers=answers)
 
 
 def _hotpot(data: Path) -> Collection:
@@ -130,4 +145,17 @@ def _hotpot(data: Path) -> Collection:
         queries[row["_id"]], answers[row["_id"]] = row["question"], [row["answer"]]
         gains[row["_id"]] = {title: 1.0 for title, _ in own}
     kept = _kept("hotpot", list(documents.values()), queries, gains)
-    return Collection("hotpot", kept.documents, kept.queries, kept.gains, answers)
+    return replace(kept, answers=answers)
+
+
+_READERS: Mapping[str, Reader] = {
+    "cranfield": _cranfield,
+    "cisi": _cisi,
+    "cmrc": _cmrc,
+    "cmrc-dev": partial(_cmrc, asked=("DEV",)),
+    "cmrc-trial": partial(_cmrc, asked=("TRIAL",)),
+    "hotpot": _hotpot,
+    "xquad-en": partial(_xquad, language="en"),
+    "xquad-zh": partial(_xquad, language="zh"),
+}
+COLLECTIONS = tuple(_READERS)

@@ -4,6 +4,6 @@ A document's text is exactly its file's where the file is text (line ends kept, 
 of HTML, PDF and Word it is Markdown drawn from them, and `meta["extracted"]` says so.
 """
 
-from dougong.rag.readers.files import find_files, read_file
+from dougong.rag.readers.files import find_files, printable, read_bytes, read_file
 
-__all__ = ["find_files", "read_file"]
+__all__ = ["find_files", "printable", "read_bytes", "read_file"]

@@ -13,6 +13,10 @@ from dougong.rag.readers.pdf import read_pdf
 from dougong.rag.readers.rows import read_rows
 from dougong.rag.readers.texts import read_code, read_markdown, read_rst, read_text
 
+LARGEST = 256 << 20
+"""Bytes of a file, and of what is packed in one, that are read: more would not fit into memory with all made of it."""
+LIBRARY, OWN = "library.sqlite", frozenset({"words", "words.json", "vectors.json", "graph.json"})
+"""What tells that a folder keeps a library, and what it keeps beside: no documents, though they lie in the folder."""
 Reader = Callable[[bytes, str], list[Document]]
 
 SOURCE_CODE = (
@@ -33,24 +37,43 @@ _SUFFIXES: dict[str, Reader] = {
 
 
 def find_files(folder: str | Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of every file of a known kind below `folder`, sorted; hidden files and folders are passed over.
+    """(name, path) of every file of a known kind below `folder`, sorted; hidden files and folders are passed over,
+    and what a library keeps of itself.
 
-    The name is the path below the folder, with "/". A single file is its own folder. Raises DougongError for a path
-    that does not exist.
+    The name is the path below the folder, with "/"; odd bytes in it are written as \\xff. A single file is
+    its own folder. Raises DougongError for a path that does not exist.
     """
     root = Path(folder)
     if not root.exists():
         raise DougongError(f"{root} does not exist; give a folder of documents")
     if root.is_file():
-        yield root.name, root
+        yield printable(root.name), root
         return
-    for path in sorted(root.rglob("*")):
+    paths = sorted(root.rglob("*"))
+    libraries = {path.parent for path in paths if path.name == LIBRARY}
+    for path in paths:
         inside = path.relative_to(root)
         if path.suffix.lower() not in _SUFFIXES or any(part.startswith(".") for part in inside.parts):
             continue
+        if any(path.relative_to(each).parts[0] in OWN for each in libraries.intersection(path.parents)):
+            continue
         # rglob does not follow links to folders; a link to a file may still lead out of the folder or nowhere.
         if path.is_file() and path.resolve().is_relative_to(root.resolve()):
-            yield inside.as_posix(), path
+            yield printable(inside.as_posix()), path
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be stored and shown: the system hands over odd bytes as lone surrogates."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds. Raises DougongError for more than LARGEST bytes, OSError where it cannot be read."""
+    with path.open("rb") as stream:
+        data = stream.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise DougongError(f"{path.name} is larger than {LARGEST >> 20} MiB; split it")
+    return data
 
 
 def read_file(name: str, data: bytes) -> list[Document]:

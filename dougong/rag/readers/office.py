@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from typing import Any
 
 from dougong.base import DougongError
@@ -11,12 +12,20 @@ from dougong.data import Document
 from dougong.rag.extras import need
 from dougong.rag.readers.texts import extracted
 
+MOST = 256 << 20
+"""Bytes that a document may unpack to: a megabyte of zeros, packed, is a gigabyte."""
+
 
 def read_docx(data: bytes, name: str) -> list[Document]:
     """Raises DougongError for a file that is not a Word document."""
     docx = need("docx", f"reading {name}")
     try:
+        unpacked = sum(each.file_size for each in zipfile.ZipFile(io.BytesIO(data)).infolist())
+        if unpacked > MOST:
+            raise DougongError(f"{name} unpacks to {unpacked >> 20} MiB; expected at most {MOST >> 20}")
         parts = [_part(block) for block in docx.Document(io.BytesIO(data)).iter_inner_content()]
+    except DougongError:
+        raise
     except Exception as error:  # zip, XML and package errors of many kinds
         raise DougongError(f"{name} cannot be read as a Word document: {type(error).__name__}: {error}") from error
     return [extracted("\n\n".join(part for part in parts if part.strip()) + "\n", name)]

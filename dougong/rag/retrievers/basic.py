@@ -65,8 +65,8 @@ class Words(Retriever):
             note.unlink(missing_ok=True)
             made.save(place)
             write_json(note, state)
-        except (DougongError, OSError, ValueError):
-            pass  # a folder that cannot be written can still be searched
+        except (DougongError, OSError):
+            pass  # the folder is full or read-only: it can still be searched, with an index made anew each time
         return made
 
 

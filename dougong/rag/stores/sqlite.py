@@ -188,7 +188,7 @@ class SqliteStore(Store):
             with atomic_file(note) as stream:
                 json.dump(state, stream)
         except (DougongError, OSError):
-            pass  # a folder that cannot be written can still be searched
+            pass  # the folder is full or read-only: it can still be searched, with an index made anew each time
         return made
 
     def notes(self) -> dict[str, str]:

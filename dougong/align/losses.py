@@ -38,8 +38,6 @@ def dpo(
     label_smoothing: float = 0.0,
 ) -> Loss:
     """-log sigmoid(beta d) (Rafailov et al. 2023, equation 7); with label smoothing it is `cdpo`."""
-    if not 0 <= label_smoothing < 0.5:
-        raise DougongError(f"label_smoothing is {label_smoothing}; expected the share of wrong labels, 0 to below 0.5")
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     return _paired(_logistic(_positive("beta", beta) * (chosen - rejected), label_smoothing), chosen, rejected, beta)
 
@@ -178,7 +176,8 @@ def kto(
 
 def kto_kl(policy: Float[Tensor, " N"], reference: Float[Tensor, " N"]) -> Float[Tensor, ""]:
     """max(0, mean(log pi - log ref)) over answers to other prompts than they follow: no gradient goes through it."""
-    return (policy - reference).detach().mean().clamp(min=0)
+    ratio = (policy - reference).detach()
+    return (ratio.sum() / max(1, ratio.numel())).clamp(min=0)
 
 
 def reward(
@@ -213,6 +212,8 @@ def _positive(name: str, value: float) -> float:
 
 def _logistic(margin: Tensor, smoothing: float = 0.0) -> Tensor:
     """-(1 - e) log sigmoid(m) - e log sigmoid(-m)."""
+    if not 0 <= smoothing < 0.5:
+        raise DougongError(f"label_smoothing is {smoothing}; expected the share of wrong labels, 0 to below 0.5")
     if not smoothing:
         return -F.logsigmoid(margin)
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)

@@ -69,7 +69,8 @@ def minibatch(batch: Batch, recipe: Rl, number: int, update: int) -> Batch:
 
 
 def objective(recipe: Rl, value: Model | None, names: Sequence[str]) -> Objective:
-    """The loss of one update; it reads a batch's `further` as `experience` fills it. `names`: of its figures."""
+    """The loss of one update; it reads a batch's `further` as `experience` fills it. `names`: of its figures, which
+    are of all answers; "entropy" is that of the batch's rows alone."""
     rules, how, loss = recipe.rules, recipe.rollout, recipe.loss
     high = rules.high if loss.clip_high is None else loss.clip_high
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dougong.align import advantages as adv
 from dougong.align.answers import Answered, Prompt, answer, answer_groups, prompt_at, prompts_of, sample_of
+from dougong.align.condense import condensed
 from dougong.align.kl import check_divergence, next_coefficient
 from dougong.align.logprobs import logprobs
 from dougong.align.policy import divergence
@@ -21,6 +22,7 @@ from dougong.engine import Completion
 from dougong.hub import LanguageModel
 from dougong.model import Model
 from dougong.parts.context import Context
+from dougong.parts.experts import MoE
 from dougong.train.ranks import ALONE, Ranks
 
 __all__ = [
@@ -42,8 +44,9 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Experience:
-    """A rollout ready to be learnt from: a batch of all its answers, each a row, with everything in `further`; the
-    place in the order of prompts, and the coefficient of the divergence, with which the next one begins; figures."""
+    """A rollout ready to be learnt from: a batch of its answers, each a row, with everything in `further` (of all, or
+    where it makes no difference of those that teach something: align/condense.py); the place in the order of prompts,
+    and the coefficient of the divergence, with which the next one begins; figures of all answers."""
 
     batch: Batch
     cursor: int
@@ -135,6 +138,9 @@ def experience(
         check_divergence(recipe.kl, per_token, number)
     penalties = coefficient * kl if rules.kl_in == "reward" else torch.zeros_like(kl)
     further |= _advantages(recipe, answered.rewards, penalties, mask, value, batch, parts, low, ranks)
+    answers = len(batch.tokens)
+    if not further.keys() - {"advantages"} and not _routed(policy.model):
+        batch, further["advantages"] = condensed(batch, further["advantages"], rules.how, ranks.world)
     measured = float(kl.sum(-1).mean())
     lengths = mask.sum(-1).float()
     equal = adv.equal_groups(answered.rewards)
@@ -153,9 +159,14 @@ def experience(
     names = figure_names(reference is not None)
     further["stats"] = torch.tensor([stats[name] for name in names]).expand(rows, -1).contiguous()
     further["coefficient"] = torch.full((rows,), coefficient)
-    following = next_coefficient(recipe.kl, coefficient, measured, rows)
+    following = next_coefficient(recipe.kl, coefficient, measured, answers)
     done = Batch(batch.tokens, batch.targets, batch.positions, None, batch.filled, further)
     return Experience(done, cursor, following, stats)
+
+
+def _routed(model: Model) -> bool:
+    """Whether routers of experts add a loss of their own, which all rows count in."""
+    return any(isinstance(layer.ffn, MoE) for layer in model.spec.layers)
 
 
 def figure_names(reference: bool) -> list[str]:

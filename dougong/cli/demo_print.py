@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dougong.cli.demo_stages import STAGES
+from dougong.data import SKILLS
 from dougong.report import bar
 
 MODEL = "this model"
@@ -81,7 +82,7 @@ def _raised(result: Mapping[str, Any]) -> Any:
         if stage.name in result["raised"]:
             change = result["raised"][stage.name]
             on, every = change["target"], change["all"]
-            targets = "all" if len(stage.targets) > 3 else ", ".join(stage.targets)
+            targets = "all" if len(stage.targets) == len(SKILLS) else ", ".join(stage.targets)
             free = change.get("drawn")
             table.add_row(stage.label[0], targets, _change(on), _change(free) if free else "", f"{every['share']:+.1%}")
     return table

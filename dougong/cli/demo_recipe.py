@@ -59,7 +59,7 @@ def _prefer() -> Prefer:
 
 def _rl() -> Rl:
     training = Training(
-        steps=80,
+        steps=60,
         optimizer=Optimizer("adamw", rate=3e-4, weight_decay=0.0),
         schedule=Schedule("linear", warmup=2, final=0.1),
         checkpoint=10,
@@ -69,7 +69,7 @@ def _rl() -> Rl:
         data=TaskData(held_out=0.0),
         reward=Rewards(kind="exact"),
         kl=Kl(coefficient=0.0),
-        rollout=Rollout(prompts=32, samples=8, max_tokens=16, side=256),
+        rollout=Rollout(prompts=32, samples=8, max_tokens=40, side=256),
         training=training,
     )
 

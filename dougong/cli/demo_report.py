@@ -12,7 +12,7 @@ from dougong.cli.demo_stages import STAGES
 from dougong.cli.demo_tools import Trial
 from dougong.cli.prefer import CHARTS as PREFER_CHARTS
 from dougong.cli.rl import CHARTS as RL_CHARTS
-from dougong.data import Problem
+from dougong.data import SKILLS, Problem
 from dougong.evals.attention import attention_map
 from dougong.hub import load
 from dougong.report import (
@@ -153,7 +153,7 @@ def _raised(result: Mapping[str, Any]) -> str:
         every = _verdict(change["all"])
         free = change.get("drawn")
         loose = _verdict(free, f"{free['before']:.1%} → {free['after']:.1%}, ") if free else ""
-        targets = ("all", "全部") if len(stage.targets) > 3 else ", ".join(stage.targets)
+        targets = ("all", "全部") if len(stage.targets) == len(SKILLS) else ", ".join(stage.targets)
         rows.append((stage.label, targets, told, moves, loose, on["total"], every))
     return table(
         (

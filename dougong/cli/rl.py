@@ -11,7 +11,7 @@ CHARTS = (
     ("reward", ("Mean reward of a rollout", "每轮采样的平均奖励")),
     ("answer_tokens", ("Tokens of an answer", "回答的词元数")),
     ("kl_answer", ("Divergence from the reference, nats an answer", "与参考模型的散度（奈特/回答）")),
-    ("entropy", ("Entropy of the policy, nats a token", "策略的熵（奈特/词元）")),
+    ("entropy", ("Entropy over the answers learnt from, nats a token", "所学回答上的熵（奈特/词元）")),
     ("equal_groups", ("Groups of equal rewards", "奖励全同的组")),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dougong.base import DougongError
@@ -41,8 +41,8 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def check(config: Mapping[str, Any], where: str) -> str:
-    """The peft_type. Raises DougongError for a type that is not known, and for a key that would change the computation
-    in a way that is not known here, by its name."""
+    """The peft_type. Raises DougongError for a type that is not known, for a key that would change the computation in a
+    way that is not known here, by its name, and for a value that is not of its key's kind."""
     kind = config.get("peft_type")
     if kind not in _KNOWN:
         raise DougongError(f"{where}: peft_type {kind!r} is not supported; known: {', '.join(_KNOWN)}")
@@ -59,7 +59,74 @@ def check(config: Mapping[str, Any], where: str) -> str:
         )
     if config.get("bias", "none") not in ("none", "all", "lora_only", "vera_only"):
         raise DougongError(f"{where}: bias is {config['bias']!r}; expected none, all, lora_only or vera_only")
+    _check_values(config, where)
     return str(kind)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _expression(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _chosen(value: Any) -> bool:
+    return value is None or _names(value) or _expression(value)
+
+
+def _places(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return value is None or all(isinstance(each, int) and not isinstance(each, bool) for each in values)
+
+
+def _pattern_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        return value is None or (
+            isinstance(value, dict) and all(_expression(key) and kind(each) for key, each in value.items())
+        )
+
+    return fits
+
+
+_WHOLE, _CHOICE = "a whole number above 0", "names of modules or a regular expression"
+# Keys that are read, what may stand there, and how it is called. AdaLoRA's rank_pattern is another thing.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (_whole, _WHOLE),
+    "init_r": (_whole, _WHOLE),
+    "lora_alpha": (_number, "a number"),
+    "lora_dropout": (_number, "a number"),
+    "vera_dropout": (_number, "a number"),
+    "alpha_pattern": (_pattern_of(_number), "an object of numbers by regular expressions"),
+    "target_modules": (_chosen, _CHOICE),
+    "exclude_modules": (_chosen, _CHOICE),
+    "feedforward_modules": (_chosen, _CHOICE),
+    "modules_to_save": (lambda value: value is None or _names(value), "names of modules"),
+    "layers_to_transform": (_places, "numbers of layers"),
+}
+
+
+def _check_values(config: Mapping[str, Any], where: str) -> None:
+    values = dict(_VALUES)
+    if config["peft_type"] == "LORA":
+        values["rank_pattern"] = (_pattern_of(_whole), "an object of whole numbers by regular expressions")
+    for key, (fits, expected) in values.items():
+        if key in config and not fits(config[key]):
+            raise DougongError(f"{where}: {key} is {config[key]!r}; expected {expected}")
 
 
 def targeted(config: Mapping[str, Any], module: str) -> bool:

@@ -170,6 +170,10 @@ def _lora(lm: LanguageModel, file: File, names: Names) -> tuple[Any, Fill]:
         inputs, outputs = _sizes(foreign)
         rank = peft_config.by_pattern(config.get("rank_pattern"), foreign.name, config.get("r", 8))
         on_embedding = isinstance(lm.model.get_submodule(foreign.paths[0]), EmbeddingLayer)
+        if on_embedding and dora:
+            raise file.wrong(
+                f"use_dora on {foreign.name}, an embedding, which is not supported; train it as plain LoRA"
+            )
         if on_embedding:
             inputs, outputs = outputs, inputs
             a = _part(file, foreign.name, parts, "lora_embedding_A", (rank, inputs))

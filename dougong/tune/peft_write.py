@@ -45,12 +45,51 @@ def write(lm: LanguageModel, tuning: Tuning) -> Written:
             also = whole(lm, tuning)
             modules = list(dict.fromkeys(name.rpartition(".")[0] for name in also))
             config |= {"task_type": "CAUSAL_LM", "inference_mode": True}
+            adapted = {module for key in tensors if (module := _module(key)) in modules}
+            if adapted:
+                config["bias"] = _biases(lm, list(also), modules, tensors, adapted)
+                also = {_under(name, adapted): tensor for name, tensor in also.items()}
+                modules = []
             if not isinstance(method, (Prompting, PrefixTuning)):
                 config["modules_to_save"] = modules or None
             elif modules:
                 raise DougongError("PEFT's prompt files hold the prompt alone, not modules trained beside it")
             return config, {name: t.contiguous() for name, t in {**tensors, **_prefixed(also)}.items()}
     raise DougongError(f"PEFT has no {type(method).__name__}")
+
+
+def _module(key: str) -> str:
+    """The module that a tensor of an adapter belongs to: before "lora_A.weight", "vera_lambda_b" or "ia3_l"."""
+    return key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")[0]
+
+
+def _biases(
+    lm: LanguageModel, also: list[str], modules: list[str], tensors: Mapping[str, Tensor], adapted: set[str]
+) -> str:
+    """What PEFT's `bias` calls the biases that were trained beside adapters of the same modules: all, or those of the
+    adapted modules. Raises DougongError where it has no name for them, or weights were trained too."""
+    held = {name for row in names_of(lm).rows if (name := row.foreign).endswith(".bias")}
+    first = min(adapted)
+    if any("vera" in key for key in tensors):
+        kind = "vera_only"
+    elif any("lora" in key for key in tensors):
+        kind = "lora_only"
+    else:
+        raise DougongError(f"{first} has an adapter and was trained besides, which PEFT's files of this method lack")
+    if set(also) == held:
+        return "all"
+    if set(also) == {f"{_module(key)}.bias" for key in tensors} & held:
+        return kind
+    raise DougongError(
+        f"{first} has an adapter and was trained besides; PEFT's files hold that only of all biases, or of those of "
+        "all adapted modules"
+    )
+
+
+def _under(name: str, adapted: set[str]) -> str:
+    """The name of a tensor in a model whose adapted modules PEFT has wrapped."""
+    module, _, last = name.rpartition(".")
+    return f"{module}.base_layer.{last}" if module in adapted else name
 
 
 def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,7 +115,9 @@ def _joined(foreign: Foreign, tuning: Tuning) -> tuple[Tensor, Tensor, float, in
     held = [tuning.plugs.get(path) for path in foreign.paths]
     plugs = [plug for plug in held if isinstance(plug, LowRankPlugin)]
     factors = {id(plug): (piece(plug.a, foreign), piece(plug.b, foreign)) for plug in plugs}
-    first, scale = plugs[0], plugs[0].scale
+    first, scale = plugs[0], next((plug.scale for plug in plugs if plug.scale), 0.0)
+    if len(held) == 1:  # an embedding's B has a row for every place of the width, not for every token
+        return *factors[id(first)], scale, len(first.a)
     if same([factors[id(plug)][0] for plug in plugs]):
         ranges = {id(plug): (0, plug.a.shape[-2]) for plug in plugs}
         a = factors[id(first)][0]
@@ -91,7 +132,7 @@ def _joined(foreign: Foreign, tuning: Tuning) -> tuple[Tensor, Tensor, float, in
         b = a.new_zeros(outputs, len(a))
         if isinstance(plug, LowRankPlugin):
             low, high = ranges[id(plug)]
-            b[:, low:high] = factors[id(plug)][1] * (plug.scale / scale)
+            b[:, low:high] = factors[id(plug)][1] * (plug.scale / scale if scale else 1.0)
         pieces.append(b)
     return a, foreign.join(pieces), scale, len(a)
 
@@ -159,15 +200,16 @@ def _adalora(lm: LanguageModel, tuning: Tuning) -> Written:
         made[name] = (a, values[0] if len(a) == len(values[0]) else torch.cat(values), b)
         scales.append(scale)
     rank = max(len(a) for a, _, _ in made.values())
+    usual = next((scale for scale in scales if scale), 0.0)
     tensors = {}
     for (name, (a, e, b)), scale in zip(made.items(), scales, strict=True):
         more = rank - len(a)
         tensors[f"{name}.lora_A"] = torch.cat((a, a.new_zeros(more, a.shape[1])))
         tensors[f"{name}.lora_E"] = torch.cat((e, e.new_zeros(more)))[:, None]
-        tensors[f"{name}.lora_B"] = torch.cat((b, b.new_zeros(len(b), more)), 1) * (scale / scales[0])
+        tensors[f"{name}.lora_B"] = torch.cat((b, b.new_zeros(len(b), more)), 1) * (scale / usual if usual else 1.0)
     config = {
         "peft_type": "ADALORA", **_common(names, chosen), "init_r": rank, "target_r": min(method.target, rank),
-        "lora_alpha": scales[0] * (rank + 1e-5), "lora_dropout": method.dropout, "bias": "none", "total_step": 1,
+        "lora_alpha": usual * (rank + 1e-5), "lora_dropout": method.dropout, "bias": "none", "total_step": 1,
         "tinit": 0, "tfinal": 0, "deltaT": method.every, "beta1": method.beta1, "beta2": method.beta2,
         "orth_reg_weight": method.orthogonal, "rank_pattern": None,
     }  # fmt: skip

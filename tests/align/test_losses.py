@@ -266,3 +266,11 @@ def test_wrong_settings_are_named():
         losses.dpo(x, x, x, x, 0.0)
     with pytest.raises(DougongError, match=r"label_smoothing is 0\.5"):
         losses.cdpo(x, x, x, x, 0.1, 0.5)
+    with pytest.raises(DougongError, match=r"label_smoothing is 2"):
+        losses.cpo(x, x, label_smoothing=2)
+    with pytest.raises(DougongError, match=r"label_smoothing is -0\.1"):
+        losses.dpo(x, x, x, x, label_smoothing=-0.1)
+
+
+def test_without_answers_the_reference_point_is_nothing():
+    assert float(losses.kto_kl(torch.zeros(0), torch.zeros(0))) == 0

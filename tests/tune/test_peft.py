@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -26,8 +27,12 @@ from dougong.tune import (  # noqa: E402
     VeRA,
     attach,
     attached,
+    detach,
+    disabled,
     load_adapter,
+    merge,
     save_adapter,
+    unmerge,
 )
 
 from .models import apart, build, logits, near, shake, text  # noqa: E402
@@ -169,6 +174,84 @@ def test_ours_is_theirs(bases, tmp_path, family, kind):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", kind) for kind in ("embedding", "rs embedding", "alpha 0", "all-linear", "lm_head", "parts of names")]
+    + [("gpt2", kind) for kind in ("embedding", "bias all", "bias lora_only", "bias vera_only", "tied head")],
+)
+def test_there_and_back(bases, tmp_path, family, kind):
+    """Folders that PEFT wrote, read, merged, unmerged, disabled, written again, and read by PEFT."""
+    wanted, fan = TARGETS[family], family == "gpt2"
+    place, common = ("wte" if fan else "embed_tokens"), {"r": 3, "fan_in_fan_out": fan}
+    config = {
+        "embedding": peft.LoraConfig(target_modules=[*wanted, place], **common),
+        "rs embedding": peft.LoraConfig(
+            target_modules=[*wanted, place],
+            use_rslora=True,
+            rank_pattern={place: 2},
+            alpha_pattern={place: 5},
+            **common,
+        ),
+        "alpha 0": peft.LoraConfig(target_modules=wanted, lora_alpha=0, **common),
+        "all-linear": peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **common),
+        "lm_head": peft.LoraConfig(target_modules=[*wanted, "lm_head"], **common),
+        "parts of names": peft.LoraConfig(target_modules=["attn.q_proj", "v_proj", "1.mlp.up_proj"], **common),
+        "bias all": peft.LoraConfig(target_modules=wanted, bias="all", **common),
+        "bias lora_only": peft.LoraConfig(target_modules=wanted, bias="lora_only", **common),
+        "bias vera_only": peft.VeraConfig(target_modules=wanted, bias="vera_only", **common),
+        "tied head": peft.LoraConfig(target_modules=["c_attn", "lm_head"], r=3),
+    }[kind]
+    model = moved(peft.get_peft_model(theirs(bases[family]), config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith(".bias"):
+                parameter.add_(0.1)
+    tokens = text()
+    expected = their_logits(model, tokens)
+    model.save_pretrained(tmp_path / "theirs")
+    lm = load(bases[family])
+    before = logits(lm, tokens)
+    load_adapter(lm, tmp_path / "theirs")
+    near(logits(lm, tokens), expected, 2e-5)
+    merge(lm, keep=True)
+    near(logits(lm, tokens), expected, 2e-5)
+    unmerge(lm)
+    near(logits(lm, tokens), expected, 2e-5)
+    with disabled(lm):
+        assert torch.equal(logits(lm, tokens), before)
+    save_adapter(lm, tmp_path / "ours", form="peft")
+    again = peft.PeftModel.from_pretrained(theirs(bases[family]), tmp_path / "ours").eval()
+    near(their_logits(again, tokens), expected, 2e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_biases_that_peft_has_no_name_for(bases, tmp_path):
+    """Of adapted modules it holds all biases or none; some, or a weight besides, go into our own form."""
+    lm, tokens = load(bases["gpt2"]), text()
+    attach(lm, LoRA(rank=3), "q v", also="layers.0.mixer.o")
+    attach(lm, LoRA(rank=3), "o", name="both", also="layers.0.mixer.o")
+    shake(lm)
+    save_adapter(lm, tmp_path / "apart", form="peft")  # not adapted: a module of its own
+    with pytest.raises(DougongError, match="was trained besides"):
+        save_adapter(lm, tmp_path / "b", "both", form="peft")
+    save_adapter(lm, tmp_path / "b", "both")
+    again = load(bases["gpt2"])
+    load_adapter(again, tmp_path / "b")
+    detach(lm, "default")
+    near(logits(again, tokens), logits(lm, tokens), 2e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_directions_of_an_embedding_are_refused(bases, tmp_path):
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "embed_tokens"], use_dora=True)
+    moved(peft.get_peft_model(theirs(bases["llama"]), config)).save_pretrained(tmp_path / "a")
+    lm = load(bases["llama"])
+    with pytest.raises(DougongError, match=r"use_dora on model\.embed_tokens"):
+        load_adapter(lm, tmp_path / "a")
+    assert not attached(lm)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("family", "changes"), [("qwen3", {"head_dim": 8}), ("olmo2", {})])
 def test_a_prefix_before_normalised_keys(tmp_path, family, changes):
     """PEFT keeps keys as they are after norm and turn. What a norm gives it takes back; what it cannot give it does
@@ -248,6 +331,14 @@ def test_what_is_not_understood_is_refused_by_name(bases, tmp_path):
     )
     refused("holds .*v_proj, which target_modules does not ask for", target_modules=["q_proj"])
     refused("the model calls for", r=4)
+    for key, value in (
+        ("r", 0), ("r", "8"), ("r", None), ("r", True), ("lora_alpha", "x"), ("lora_alpha", math.nan),
+        ("lora_dropout", "x"), ("rank_pattern", ["q_proj"]), ("rank_pattern", {"q_proj(": 3}),
+        ("rank_pattern", {"q_proj": "3"}), ("alpha_pattern", 7), ("alpha_pattern", {"q_proj": None}),
+        ("target_modules", 7), ("target_modules", "("), ("exclude_modules", 7), ("modules_to_save", "lm_head"),
+        ("layers_to_transform", "x"),
+    ):  # fmt: skip
+        refused(f"{key} is .*; expected", **{key: value})
     path.write_text(json.dumps({**good, "brand_new": None, "qalora_group_size": 32}))
     load_adapter(lm, tmp_path / "a", "b")
     other = load(bases["gpt2"])

@@ -5,9 +5,9 @@ text, with stop strings; `grammar` what it must match (`vocabulary`: in tokens; 
 its strings). How a token is chosen: `filters`, `choose`, `largest`. How a request goes on: `driver`, or `beam`,
 `contrastive`, `speculate` (and `propose`, who guesses). Who runs when: `scheduler`. Where state lies: `pages` (who owns
 what), `prefix` (who begins alike), `store` and `fixed` (the tensors), `lanes` (what decodes, side by side), `budget`
-(how much). What runs the model: `passes`, `runner`, `decode` (on a GPU), `taped` (single tokens by our own kernels), in
-a `setting` (a source, one of the `adapters`). In front of all: `ticket` (a request made ready), `engine`, and `service`
-for asyncio. Beside them: `score`, `embed`.
+(how much). What runs the model: `passes`, `runner`, `decode` (on a GPU), `taped` and `writing` (by our own kernels in
+one call), in a `setting` (a source, one of the `adapters`). In front of all: `ticket` (a request made ready), `engine`,
+and `service` for asyncio. Beside them: `score`, `embed`.
 """
 
 from dougong.engine.engine import Engine

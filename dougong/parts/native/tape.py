@@ -1,8 +1,8 @@
 """A decoder, written down once and run in one call (tape.c).
 
 A tape is a list of operations on buffers of float32: norms, products, attention, activations, sums. Who writes it
-(`engine.writing`) asks for buffers and says in which order what happens; `run`, of single tokens over lanes, and `read`,
-of texts over pages, are one call from Python for all layers, where one a layer and operation takes as long as the work.
+(`engine.writing`) asks for buffers and says in which order what happens; `run` (single tokens over lanes) and `read`
+(texts over pages) are one call from Python for all layers, where one a layer and operation takes as long as the work.
 """
 
 from __future__ import annotations

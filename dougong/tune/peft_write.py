@@ -116,8 +116,9 @@ def _joined(foreign: Foreign, tuning: Tuning) -> tuple[Tensor, Tensor, float, in
     plugs = [plug for plug in held if isinstance(plug, LowRankPlugin)]
     factors = {id(plug): (piece(plug.a, foreign), piece(plug.b, foreign)) for plug in plugs}
     first, scale = plugs[0], next((plug.scale for plug in plugs if plug.scale), 0.0)
-    if len(held) == 1:  # an embedding's B has a row for every place of the width, not for every token
-        return *factors[id(first)], scale, len(first.a)
+    a, b = factors[id(first)]
+    if len(held) == 1 and len(b) != foreign.outputs[0]:
+        return a, b, scale, len(a)  # an embedding's B has a row for every place of the width, not for every token
     if same([factors[id(plug)][0] for plug in plugs]):
         ranges = {id(plug): (0, plug.a.shape[-2]) for plug in plugs}
         a = factors[id(first)][0]

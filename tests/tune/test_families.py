@@ -92,7 +92,7 @@ def test_a_method_on_a_family(family, method, tmp_path):
         load_adapter(again, tmp_path / "adapter")
         again.model.eval()
         with torch.no_grad():
-            near(hidden(again, tokens), after, 1e-5)
+            near(hidden(again, tokens), after, 1e-4)  # sums in another order, after large steps
     if mergeable(attached(lm)["default"]):
         merge(lm)
         with torch.no_grad():

@@ -34,10 +34,13 @@ def load(
     """
     if quantize is None:
         return read(path, dtype, device)
+    settling = _Settling(quantize, maker(quantize, group), skip)
     return_memory()
-    lm = read(path, dtype, device, _Settling(quantize, maker(quantize, group), skip))
-    fuse(lm)
-    keep_memory()  # for the steps to come; the floats' own memory has gone back
+    try:
+        lm = read(path, dtype, device, settling)
+        fuse(lm)
+    finally:
+        keep_memory()  # for the steps to come, whatever they are; the floats' own memory has gone back
     return lm
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dougong
+from dougong.base import DougongError
 from dougong.compress import fuse, quantize
 from dougong.hub import LanguageModel
 from dougong.model import LayerSpec, Model, ModelSpec, initialise
@@ -92,6 +93,17 @@ def test_memory_never_holds_the_floats(tmp_path: Path):
     # Pages of the mapped file count too, and how many of them linger is the kernel's choice: the least of three.
     # Without freed floats going back at once it is 0.73 to 0.77, with it 0.53 to 0.6.
     assert min(peak("int8") for _ in range(3)) <= floats * 0.7
+
+
+def test_a_load_that_fails_leaves_the_allocator_as_one_that_succeeds(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    called: list[str] = []
+    for name in ("return_memory", "keep_memory"):
+        # The package's name `load` is the function: the module is found by its own name.
+        monkeypatch.setattr(sys.modules["dougong.compress.load"], name, lambda name=name: called.append(name))
+    (saved / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DougongError):
+        dougong.load(saved, quantize="int8")
+    assert called == ["return_memory", "keep_memory"]
 
 
 BOUND = {"int8": 0.01, "int4": 0.20}

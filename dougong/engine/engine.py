@@ -22,6 +22,7 @@ from dougong.engine.runner import Runner
 from dougong.engine.sampling import Sampling
 from dougong.engine.scheduler import Scheduler
 from dougong.engine.score import Scored, score_tokens
+from dougong.engine.settle import settle
 from dougong.engine.store import KV
 from dougong.engine.ticket import Prompt, Ticket, Tickets
 from dougong.parts.shapes import Float
@@ -92,6 +93,7 @@ class Engine:
         memory = self._budget if self.draft is None else self._budget - self._budget // 5
         # Searches fork before they drop: they hold up to twice their width for a moment.
         sequences = 2 * self.max_batch + 16
+        settle(self.lm.model)
         return Runner(self.lm.model, memory, self._page_size, self._kv, sequences, self._prefix_cache)
 
     @cached_property
@@ -113,6 +115,7 @@ class Engine:
                 "a draft model must have the same tokenizer"
             )
         self.draft.model.eval()
+        settle(self.draft.model)
         memory = self._budget // 5
         return Runner(self.draft.model, memory, self._page_size, None, 2 * self.max_batch + 16, self._prefix_cache)
 
@@ -353,14 +356,14 @@ class Engine:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The model in evaluation mode, and afterwards as it was: rollouts run in the middle of training."""
-        training = [module for module in _modules(self.lm.model) if module.training]
-        for module in training:
-            module.training = False
+        training = [module.__dict__ for module in _modules(self.lm.model) if module.training]
+        for each in training:  # a module's own way to set an attribute takes milliseconds for all of them
+            each["training"] = False
         try:
             yield
         finally:
-            for module in training:
-                module.training = True
+            for each in training:
+                each["training"] = True
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:

@@ -101,16 +101,27 @@ INLINE void tile(const int tokens, const uint8_t *w, const int8_t *p, long strid
     }
 }
 
-/* factor_o largest_t total_ot + bias_o, to its place, for the rows o of a tile that exist. Three roundings. */
-INLINE void put(const Matrix *m, Rows rows, Target to, long t, long o, int r, __m512i total) {
-    const long at = o + 16 * r;
-    const __mmask16 some = lanes(m->out - at);
-    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_maskz_loadu_ps(some, m->factor + at));
-    value = _mm512_mul_ps(value, _mm512_set1_ps(rows.largest[t]));
-    if (m->bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, m->bias + at));
-    float *y = to.y + t * to.apart + at - to.first;
-    if (to.add) value = _mm512_add_ps(_mm512_maskz_loadu_ps(some, y), value);
-    _mm512_mask_storeu_ps(y, some, value);
+/* factor_o largest_t total_ot + bias_o, to its place, for the rows o of a tile that exist and `tokens` rows from t. Three
+   roundings. What the tokens share is read first: a compiler cannot know that nothing that is stored changes it. */
+INLINE void put(const int tokens, const Matrix *m, Rows rows, Target to, long t, long o, __m512i total[4][MOST]) {
+    const int biased = m->bias != NULL;
+    __mmask16 some[4];
+    __m512 factor[4], bias[4];
+    UNROLL for (int r = 0; r < 4; r++) {
+        some[r] = lanes(m->out - o - 16 * r);
+        factor[r] = _mm512_maskz_loadu_ps(some[r], m->factor + o + 16 * r);
+        bias[r] = biased ? _mm512_maskz_loadu_ps(some[r], m->bias + o + 16 * r) : _mm512_setzero_ps();
+    }
+    UNROLL for (int k = 0; k < tokens; k++) {
+        const __m512 largest = _mm512_set1_ps(rows.largest[t + k]);
+        float *y = to.y + (t + k) * to.apart + o - to.first;
+        UNROLL for (int r = 0; r < 4; r++) {
+            __m512 value = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total[r][k]), factor[r]), largest);
+            if (biased) value = _mm512_add_ps(value, bias[r]);
+            if (to.add) value = _mm512_add_ps(_mm512_maskz_loadu_ps(some[r], y + 16 * r), value);
+            _mm512_mask_storeu_ps(y + 16 * r, some[r], value);
+        }
+    }
 }
 
 /* One tile in 8 bits times `tokens` rows from t. 128 was added to every weight: 128 times the sum of p comes off. */
@@ -123,8 +134,9 @@ INLINE void int8_rows(const int tokens, const Matrix *m, const uint8_t *w, Rows 
         int32_t all = 0;
         for (long g = 0; g < rows.groups; g++) all += rows.sums[(t + k) * rows.groups + g];
         const __m512i off = _mm512_set1_epi32(128 * all);
-        UNROLL for (int r = 0; r < 4; r++) put(m, rows, to, t + k, o, r, _mm512_sub_epi32(sum[r][k], off));
+        UNROLL for (int r = 0; r < 4; r++) sum[r][k] = _mm512_sub_epi32(sum[r][k], off);
     }
+    put(tokens, m, rows, to, t, o, sum);
 }
 
 /* All rows of p, in groups of at most six that differ by one row at most. */
@@ -176,7 +188,7 @@ INLINE void int4_rows(const int tokens, const Matrix *m, Rows rows, Target to, l
     const __m512i first = turned(0), second = turned(1);
     const int8_t *p = rows.p + t * rows.stride;
     const uint8_t *at = (const uint8_t *)m->weights + o / 2 * m->in;
-    __m512i total[4][2];
+    __m512i total[4][MOST];
     UNROLL for (int r = 0; r < 4; r++)
         UNROLL for (int k = 0; k < tokens; k++) total[r][k] = _mm512_setzero_si512();
     for (long g = 0; g < rows.groups; g++) {
@@ -206,8 +218,7 @@ INLINE void int4_rows(const int tokens, const Matrix *m, Rows rows, Target to, l
             }
         }
     }
-    UNROLL for (int k = 0; k < tokens; k++)
-        UNROLL for (int r = 0; r < 4; r++) put(m, rows, to, t + k, o, r, total[r][k]);
+    put(tokens, m, rows, to, t, o, total);
 }
 
 /* A tile in 4 bits as one in 8: m q + a + 128 in one byte, for the same 64 rows. */

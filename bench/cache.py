@@ -73,7 +73,8 @@ def read(lm: Any, kind: str | None, rows: list[list[int]]) -> tuple[float, list[
     keys and values are read as they are stored."""
     import torch
 
-    from dougong.engine.runner import Runner, Work
+    from dougong.engine.runner import Runner
+    from dougong.engine.work import Work
 
     runner = Runner(lm.model, 1 << 28, kv_dtype=kind, prefixes=False)  # pyright: ignore[reportArgumentType]
     loss, count, best = 0.0, 0, []

@@ -18,10 +18,11 @@ from dougong.engine.choose import Ahead, adjusted
 from dougong.engine.grammar import Matcher
 from dougong.engine.pages import OutOfPages
 from dougong.engine.request import Event, Request, Top
-from dougong.engine.runner import Result, Runner, Work
+from dougong.engine.runner import Runner
 from dougong.engine.sampling import Sampling
 from dougong.engine.sequence import Sequence
 from dougong.engine.setting import Setting
+from dougong.engine.work import Result, Work
 
 
 @dataclass(eq=False)

@@ -10,9 +10,10 @@ from torch import Tensor
 from dougong.base import DougongError
 from dougong.engine.choose import adjusted, told
 from dougong.engine.request import Event, Request
-from dougong.engine.runner import Result, Runner, Work
+from dougong.engine.runner import Runner
 from dougong.engine.sequence import Sequence
 from dougong.engine.setting import Setting
+from dougong.engine.work import Result, Work
 from dougong.parts.shapes import Float, Int
 
 # Tokens of the prompt that are read at once: all of them have logits, which nobody needs, beside their hidden states.

@@ -13,9 +13,10 @@ from typing import Protocol, runtime_checkable
 from dougong.engine.choose import Choice
 from dougong.engine.pages import OutOfPages
 from dougong.engine.request import Event, FinishReason, Request
-from dougong.engine.runner import Result, Runner, Work
+from dougong.engine.runner import Runner
 from dougong.engine.sequence import Sequence
 from dougong.engine.setting import Setting
+from dougong.engine.work import Result, Work
 
 
 @runtime_checkable

@@ -11,8 +11,9 @@ from torch import Tensor
 from dougong.engine.choose import Ahead, Row, adjusted, uniforms
 from dougong.engine.filters import distribution, draw
 from dougong.engine.pages import OutOfPages
-from dougong.engine.runner import Runner, Work
+from dougong.engine.runner import Runner
 from dougong.engine.sequence import Mark, Sequence
+from dougong.engine.work import Work
 from dougong.model import Model
 from dougong.parts.context import Context
 from dougong.parts.shapes import Float

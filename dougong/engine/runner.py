@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,48 +17,16 @@ from dougong.engine.pages import OutOfPages, Pages, Table
 from dougong.engine.passes import LanePass, PagePass, Pass, States
 from dougong.engine.prefix import Prefixes
 from dougong.engine.sequence import Mark, Sequence
+from dougong.engine.sources import Sources
 from dougong.engine.store import KV, Buffer, Layout
 from dougong.engine.taped import Taped, can_tape
+from dougong.engine.work import Result, Work, by_cost, last_wanted
 from dougong.model import Model
 from dougong.parts.context import Context
 from dougong.parts.shapes import Float, Int
 
-# A forward pass costs about as much as this many tokens more in one that runs anyway: weights are read once a pass.
-_PASS_COST = 12
 _SHORT = 16  # new tokens of a row that runs in a lane
 _SLACK = 64  # tokens that `truncate` can take back although a window has passed them
-
-
-@dataclass(frozen=True)
-class Work:
-    """Run `tokens` after what `seq` holds; logits are wanted of the last `want` of them."""
-
-    seq: Sequence
-    tokens: list[int]
-    want: int = 0
-
-
-class Result(NamedTuple):
-    """hidden and logits after each of the last `want` tokens. rows: the logits of the whole pass, of which this
-    result's begin at `at`."""
-
-    hidden: Float[Tensor, "want D"]
-    logits: Float[Tensor, "want V"]
-    rows: Float[Tensor, "N V"]
-    at: int
-
-
-def stacked(results: Many[Result]) -> tuple[Float[Tensor, "N V"], list[int]]:
-    """The logits of results that want one row each, and for each row the number of its result.
-
-    Results of one pass stand side by side already, in an order of the pass's own: nothing is copied then.
-    """
-    first = results[0].rows
-    order = sorted(range(len(results)), key=lambda number: results[number].at)
-    side_by_side = all(results[number].at == row for row, number in enumerate(order))
-    if side_by_side and len(first) == len(results) and all(result.rows is first for result in results):
-        return first, order
-    return torch.cat([result.logits for result in results]), list(range(len(results)))
 
 
 class Runner:
@@ -114,7 +79,7 @@ class Runner:
         self.taped = Taped(model, self.layout) if can_tape(model, self.layout) else None
         self._open = 0
         self._sequences = sequences
-        self._sources: OrderedDict[tuple[int, ...], _Sources] = OrderedDict()
+        self._sources = Sources()
 
     @property
     def recurrent(self) -> bool:
@@ -251,8 +216,7 @@ class Runner:
         for table in seq.tables:
             table.close()
         seq.source = None
-        for key in [key for key in self._sources if id(seq) in key]:
-            del self._sources[key]
+        self._sources.leave(seq)
 
     @torch.inference_mode()
     def scrub(self, seq: Sequence) -> None:
@@ -327,7 +291,7 @@ class Runner:
             self._states.now = self._pass(order, counts, tokens, laned)
             self.fixed.begin(order)
             with adapted(self.model, [seq.adapter for seq in order]):
-                chosen = _wanted(rows, self.model.run(ids, ctx, self._states).hidden)
+                chosen = last_wanted(rows, self.model.run(ids, ctx, self._states).hidden)
             self._states.now.finish()
         for each in rows:
             self._advance(each.seq, each.tokens, laned)
@@ -347,7 +311,7 @@ class Runner:
         if hidden is None:
             return None
         self._pass(order, [1] * len(order), 1, laned).finish()
-        return _wanted(rows, hidden)
+        return last_wanted(rows, hidden)
 
     def _decode(self, decode: PagedDecode, work: Many[Work], group: list[int], results: list[Result | None]) -> None:
         """One token of each row, over pages."""
@@ -375,28 +339,10 @@ class Runner:
         ragged = any(count < tokens for count in counts)
         ctx = Context(positions, keys, lengths=held + real, counts=real if ragged else None)
         if self.layout.crosses:
-            sources = self._source(order)
+            sources = self._sources.of(order)
             ctx.source, ctx.source_padding = sources.hidden, sources.padding
             self._states.kept = sources.kept
         return ctx
-
-    def _source(self, order: list[Sequence]) -> _Sources:
-        """The sources of a batch side by side; remembered, with what the layers made of them, while it stays."""
-        key = tuple(id(seq) for seq in order)
-        if key not in self._sources:
-            rows = []
-            for seq in order:
-                if seq.source is None:
-                    raise DougongError("this model has an encoder; open its sequences with a source")
-                rows.append(seq.source)
-            hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            lengths = torch.tensor([len(row) for row in rows], device=self.device)
-            padding = torch.arange(hidden.shape[1], device=self.device) >= lengths[:, None]
-            self._sources[key] = _Sources(hidden, padding, {})
-            while len(self._sources) > 2:  # who decodes, and who is being read
-                self._sources.popitem(last=False)
-        self._sources.move_to_end(key)
-        return self._sources[key]
 
     def _advance(self, seq: Sequence, tokens: list[int], laned: bool) -> None:
         seq.tokens += tokens
@@ -419,32 +365,3 @@ class Runner:
             own = slice(start, start + each.want)
             results[number] = Result(chosen[own], logits[own], logits, start)
             start += each.want
-
-
-def _wanted(rows: Many[Work], hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "N D"]:
-    """The hidden states after the last `want` tokens of each row, one row after the other."""
-    if all(each.want == 1 and len(each.tokens) == hidden.shape[1] for each in rows):
-        return hidden[:, -1]
-    picked = [
-        (row, place) for row, each in enumerate(rows) for place in range(len(each.tokens) - each.want, len(each.tokens))
-    ]
-    where = torch.tensor(picked, dtype=torch.int64, device=hidden.device).view(-1, 2)
-    return hidden[where[:, 0], where[:, 1]]
-
-
-class _Sources(NamedTuple):
-    hidden: Tensor
-    padding: Tensor
-    kept: dict[tuple[int, str], Tensor]
-
-
-def by_cost(lengths: Many[int]) -> list[list[int]]:
-    """Numbers of the rows that share a pass: a row joins shorter ones while the padding they then need costs less than
-    a pass of its own."""
-    groups: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
-        if groups and len(groups[-1]) * (lengths[number] - lengths[groups[-1][-1]]) <= _PASS_COST:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    return groups

@@ -19,7 +19,8 @@ from dougong.engine.choose import Choice, choose
 from dougong.engine.driver import Driver, Plain
 from dougong.engine.pages import OutOfPages
 from dougong.engine.request import Event, FinishReason, Request
-from dougong.engine.runner import Result, Runner, Work, stacked
+from dougong.engine.runner import Runner
+from dougong.engine.work import Result, Work, stacked
 
 _SHORT = 16  # tokens of one sequence that are run at once, whatever the budget
 

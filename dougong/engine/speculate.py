@@ -20,9 +20,10 @@ from dougong.engine.choose import Ahead, Choice, adjusted, choose, told, uniform
 from dougong.engine.filters import distribution, draw
 from dougong.engine.propose import Guesses, Proposer, accepts
 from dougong.engine.request import Event, Request
-from dougong.engine.runner import Result, Runner, Work
+from dougong.engine.runner import Runner
 from dougong.engine.sequence import Mark, Sequence
 from dougong.engine.setting import Setting
+from dougong.engine.work import Result, Work
 from dougong.parts.shapes import Float, Int
 
 # Tokens that are fed beside guesses: with more of them (a prompt) nothing is guessed.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dougong.engine.runner import Runner, Work
+from dougong.engine.runner import Runner
 from dougong.engine.sequence import Sequence
+from dougong.engine.work import Work
 from dougong.model import Model, ModelSpec, initialise
 
 MEMORY = 1 << 24  # bytes

@@ -7,7 +7,8 @@ import torch
 
 from dougong.base import DougongError
 from dougong.engine.pages import OutOfPages
-from dougong.engine.runner import Runner, Work, by_cost, stacked
+from dougong.engine.runner import Runner
+from dougong.engine.work import Work, by_cost, stacked
 from dougong.model import decoder_spec
 from tests.contract.models import SPECS
 from tests.contract.models import build as build_small

@@ -10,7 +10,7 @@ import torch
 
 from dougong.compress import fuse, quantize
 from dougong.engine import Engine, Sampling
-from dougong.engine.runner import Work
+from dougong.engine.work import Work
 from dougong.hub import LanguageModel
 from dougong.model import decoder_spec
 from dougong.parts import int8, native

@@ -41,7 +41,7 @@ def held_out_metrics(model: Model, preparer: Preparer, loss_of: Objective, batch
     rows = preparer.prepared.rows
     total: dict[str, float] = {}
     weight = 0.0
-    device = next(model.parameters()).device
+    device = model.like.device
     for start in range(0, rows.count, batch):
         chosen = rows.build([(0, row) for row in range(start, min(start + batch, rows.count))])
         loss = loss_of(model, preparer(chosen, Ranks()).to(device))

@@ -150,7 +150,7 @@ class Preparer:
         else:
             assert self.others_reference is not None
             against = self.others_reference[indices]
-        device = next(self.model.parameters()).device
+        device = self.model.like.device
         total = (policy - against).sum().to(device)
         count = torch.tensor(float(len(indices)), device=device)
         ranks.sum(total, count)
@@ -161,7 +161,7 @@ class Preparer:
         units = [
             self.prepared.rows.units[index] for row in batch.further["unit"].tolist() for index in row if index >= 0
         ]
-        device = next(self.model.parameters()).device
+        device = self.model.like.device
         total = torch.tensor(float(sum(unit[0].asked for unit in units)), device=device)
         count = torch.tensor(float(len(units)), device=device)
         ranks.sum(total, count)

@@ -41,7 +41,7 @@ def segment_logprobs(
     model: Model, segments: Sequence[Segment], length: int, rows: int = 8, low: bool = False, label: str = ""
 ) -> Float[Tensor, " N"]:
     """log p of each segment's targets, summed. `rows` rows of `length` at a time; `low`: products in bfloat16."""
-    device = next(model.parameters()).device
+    device = model.like.device
     training = model.training
     model.eval()
     packed: UnitRows = arrange([(segment,) for segment in segments], length)

@@ -81,7 +81,7 @@ def of_batch(
     if share.start == share.stop:
         return torch.cat(ranks.gather(torch.zeros(0, batch.tokens.shape[1])))
     batch, parts = batch.rows(share.start, share.stop), max(1, parts // ranks.world)
-    device = next(model.parameters()).device
+    device = model.like.device
     training = model.training
     model.eval()
     found = []

@@ -47,7 +47,7 @@ def adapted(model: Model, names: Sequence[str | None]) -> Iterator[None]:
     if all(name is None for name in names):
         yield
         return
-    device = next(model.parameters()).device
+    device = model.like.device
     served = {name: [at for at, each in enumerate(names) if each is None or each == name] for name in attached(model)}
     choice = {
         name: Units(torch.tensor(own, dtype=torch.int64, device=device), len(names)) for name, own in served.items()

@@ -18,7 +18,7 @@ from dougong.parts.shapes import Float
 def embed_tokens(model: Model, texts: Sequence[list[int]], budget: int) -> Float[Tensor, "N D"]:
     """Embeddings in the texts' order, float32. Models without a pooling of their own: the mean over a text's last
     hidden states, brought to length 1. Texts of similar length share a forward pass of about `budget` tokens."""
-    device = next(model.parameters()).device
+    device = model.like.device
     out: list[Tensor | None] = [None] * len(texts)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     while order:

@@ -86,7 +86,7 @@ class Engine:
 
     @cached_property
     def _budget(self) -> int:
-        return parse_memory(self._memory, next(self.lm.model.parameters()).device)
+        return parse_memory(self._memory, self.lm.model.like.device)
 
     @cached_property
     def _runner(self) -> Runner:

@@ -13,7 +13,7 @@ from dougong.engine.budget import divide
 from dougong.engine.decode import PagedDecode, can_page, pages_pay
 from dougong.engine.fixed import FixedRows
 from dougong.engine.lanes import Lanes
-from dougong.engine.pages import OutOfPages, Pages, Table
+from dougong.engine.pages import HOLE, OutOfPages, Pages, Table
 from dougong.engine.passes import LanePass, PagePass, Pass, States
 from dougong.engine.prefix import Prefixes
 from dougong.engine.sequence import Mark, Sequence
@@ -26,6 +26,7 @@ from dougong.parts.context import Context
 from dougong.parts.shapes import Float, Int
 
 _SHORT = 16  # new tokens of a row that runs in a lane
+_AGAIN = 512  # tokens at a time of a text that is read again
 _SLACK = 64  # tokens that `truncate` can take back although a window has passed them
 
 
@@ -58,9 +59,8 @@ class Runner:
             raise DougongError(f"page_size is {page_size}; expected at least 1")
         self.model = model
         self.page_size = page_size
-        weight = next(each for each in model.parameters() if each.is_floating_point())
-        self.device = weight.device
-        self.layout = Layout.of(list(spec.state_slots()), weight.dtype, spec.context, kv_dtype)
+        self.device = model.like.device
+        self.layout = Layout.of(list(spec.state_slots()), model.like.dtype, spec.context, kv_dtype)
         self.division = divide(self.layout, budget_bytes, page_size, spec.context, sequences, _SLACK)
         self.pages = [Pages(count, page_size) for count in self.division.pages]
         with torch.inference_mode():
@@ -79,6 +79,7 @@ class Runner:
         self.taped = Taped(model, self.layout) if can_tape(model, self.layout) else None
         self._open = 0
         self._sequences = sequences
+        self._by_length = spec.by_length()
         self._sources = Sources()
 
     @property
@@ -150,7 +151,8 @@ class Runner:
         """
         if self._open >= self._sequences:
             raise OutOfPages
-        seq = Sequence([], [Table(pages, window, _SLACK) for pages, window in self._tables()], expect, root)
+        seq = Sequence([], self._empty(), expect, root, told=len(prompt))
+        seq.root += self._stage(seq.told)
         seq.source, seq.adapter = source, adapter
         self.fixed.open(seq)
         self._open += 1
@@ -160,8 +162,12 @@ class Runner:
                 self.fixed.restore(seq, state)
         return seq
 
-    def _tables(self) -> Many[tuple[Pages, int | None]]:
-        return list(zip(self.pages, self.layout.windows, strict=True))
+    def _empty(self) -> list[Table]:
+        return [Table(pages, window, _SLACK) for pages, window in zip(self.pages, self.layout.windows, strict=True)]
+
+    def _stage(self, length: int) -> bytes:
+        """What the length of a text decides about its keys: texts that begin alike share them only where it is one."""
+        return b"".join(rope.stage(length).to_bytes(8, "big") for rope in self._by_length)
 
     @torch.inference_mode()
     def fork(self, seq: Sequence) -> Sequence:
@@ -169,7 +175,7 @@ class Runner:
         if self._open >= self._sequences:
             raise OutOfPages
         other = Sequence(list(seq.tokens), [], seq.expect, seq.root, seq.cached, list(seq.keys))
-        other.source, other.adapter = seq.source, seq.adapter
+        other.source, other.adapter, other.told = seq.source, seq.adapter, seq.told
         self.fixed.open(other, self.fixed.copy(seq) if self.recurrent else None)
         other.tables = [table.fork() for table in seq.tables]
         self._open += 1
@@ -246,6 +252,7 @@ class Runner:
         would cost more than reading the weights once more.
         """
         for each in work:
+            self._renew(each.seq, len(each.tokens))
             self._cover(each.seq, len(each.tokens))
         results: list[Result | None] = [None] * len(work)
         groups = by_cost([len(each.tokens) for each in work])
@@ -257,6 +264,27 @@ class Runner:
 
     def _runs_in_lane(self, work: Work) -> bool:
         return 0 < len(work.tokens) <= _SHORT and work.seq.length > 0
+
+    def _renew(self, seq: Sequence, tokens: int) -> None:
+        """Read a text again that `tokens` more make so long that its keys would have been turned otherwise."""
+        before, after = max(seq.told, seq.length), max(seq.told, seq.length + tokens)
+        old, new = self._stage(before), self._stage(after)
+        if old == new or not seq.length or not any(rope.starts_anew for rope in self._by_length):
+            return
+        for table, need in zip(seq.tables, self.needs(after), strict=True):
+            own = sum(1 for page in table.entries if page != HOLE and table.pages.owners(page) == 1)
+            if need > table.pages.free + own:
+                raise OutOfPages
+        text = seq.tokens
+        self.lanes.leave(seq)
+        for table in seq.tables:
+            table.close()
+        seq.tables, seq.tokens, seq.keys, seq.synced = self._empty(), [], [], 0
+        seq.told, seq.root = after, seq.root.removesuffix(old) + new
+        for start in range(0, len(text), _AGAIN):
+            piece = Work(seq, text[start : start + _AGAIN])
+            self._cover(seq, len(piece.tokens))
+            self._run([piece], [0], [None], laned=False)
 
     def _cover(self, seq: Sequence, tokens: int) -> None:
         for number, table in enumerate(seq.tables):
@@ -337,7 +365,10 @@ class Runner:
         keys = torch.arange(max(lengths) + tokens, device=self.device)[None] if max(lengths) else None
         real = torch.tensor(counts, device=self.device)
         ragged = any(count < tokens for count in counts)
-        ctx = Context(positions, keys, lengths=held + real, counts=real if ragged else None)
+        whole = held + real
+        if self._by_length:  # a prompt that is read in pieces is as long as it will be from the first of them on
+            whole = whole.maximum(torch.tensor([seq.told for seq in order], device=self.device))
+        ctx = Context(positions, keys, lengths=whole, counts=real if ragged else None)
         if self.layout.crosses:
             sources = self._sources.of(order)
             ctx.source, ctx.source_padding = sources.hidden, sources.padding

@@ -36,7 +36,7 @@ def score_tokens(
     Texts of similar length share a forward pass of about `budget` tokens, padded at the end, which no token sees.
     adapter: see `Engine.generate`.
     """
-    device = next(model.parameters()).device
+    device = model.like.device
     scores: list[list[Scored]] = [[] for _ in pairs]
     order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
     while order:

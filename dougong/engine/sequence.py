@@ -24,6 +24,7 @@ class Sequence:
     row      its row among the slots of fixed shape; None: the model has none
     source   (S, D) what cross-attention reads
     adapter  that serves it: None for all that are on, "" for the base alone
+    told     how long its text was said to be when it was opened, or read anew
     """
 
     tokens: list[int]
@@ -37,6 +38,7 @@ class Sequence:
     row: int | None = None
     source: Tensor | None = None
     adapter: str | None = None
+    told: int = 0
     closed: bool = False
 
     @property

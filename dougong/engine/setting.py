@@ -38,7 +38,7 @@ class Setting:
         if self._tokens is None:
             return None
         if self._hidden is None:
-            device = next(self._model.parameters()).device
+            device = self._model.like.device
             with adapted(self._model, [self.adapter]):
                 self._hidden = self._model.encode(torch.tensor([self._tokens], device=device))[0]
         return self._hidden

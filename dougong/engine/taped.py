@@ -46,7 +46,7 @@ def can_tape(model: Model, layout: Layout) -> bool:
     spec = model.spec
     plain = spec.encoder is None and not spec.relative() and spec.norm is not None and not layout.fixed
     floats = all(group.kv is None and group.dtype in _FLOATS for group in layout.groups)
-    kernels = native.serving(next(model.parameters()))
+    kernels = native.serving(model.like)
     return plain and floats and kernels is not None and all(_known(layer) for layer in spec.layers)
 
 

@@ -42,7 +42,7 @@ class Written:
     @staticmethod
     def of(model: Model, rows: int) -> Written | None:
         """None without kernels."""
-        kernels = native.serving(next(model.parameters()))
+        kernels = native.serving(model.like)
         if kernels is None:
             return None
         made = Written(Tape(kernels, rows), model)

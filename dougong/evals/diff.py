@@ -78,7 +78,7 @@ def activations(model: Model, tokens: Int[Tensor, "B T"]) -> dict[str, Tensor]:
     """What each part of a model gives for these tokens, on the CPU, in the order in which they run; and the logits, and
     what the head for a task gives."""
     found: dict[str, Tensor] = {}
-    device = next(model.parameters()).device
+    device = model.like.device
     was, tokens = model.training, tokens.to(device)
     model.eval()
     try:

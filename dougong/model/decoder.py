@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -223,8 +224,13 @@ class Model(nn.Module):
         """An empty state for `batch` sequences of at most `capacity` tokens, in the model's type and device."""
         if not self.spec.causal:
             raise DougongError("this model's tokens see the whole text, so it cannot read it in steps; give whole rows")
-        weight = next(self.parameters())
-        return Cache(list(self.spec.state_slots()), batch, capacity, weight.dtype, weight.device)
+        return Cache(list(self.spec.state_slots()), batch, capacity, self.like.dtype, self.like.device)
+
+    @property
+    def like(self) -> Tensor:
+        """Some tensor of the type and on the device that the model computes in. A model whose matrices are all
+        quantised may have no parameter that could say so."""
+        return next(each for each in chain(self.parameters(), self.buffers()) if each.is_floating_point())
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
         """Every Linear with its path: what adapters, quantization and sharding walk over."""

@@ -205,6 +205,11 @@ class ModelSpec:
                 return layer.mixer.position, layer.mixer.heads
         return None
 
+    def by_length(self) -> list[Rope]:
+        """The rotations whose angles depend on the length of the text, each once."""
+        found = [getattr(layer.mixer, "position", None) for layer in self.layers]
+        return list(dict.fromkeys(each for each in found if isinstance(each, Rope) and each.by_length))
+
     def relative_parameters(self) -> int:
         found = self.relative()
         return found[0].buckets * found[1] if found else 0

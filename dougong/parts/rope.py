@@ -126,9 +126,8 @@ class Rope(Position):
 
     def angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Float[Tensor, "#B T h"], Float[Tensor, "#B T h"]]:
         """cos and sin for each position and pair, h = size / 2, with the scaling's attention factor in them."""
-        if isinstance(self.scaling, (DynamicNTK, LongRope)):  # the only two that depend on the text's length
-            lengths = ctx.text_lengths().clamp(min=self.scaling.original).tolist()
-            rows = [[_frequencies(self, self._stage(length)) for length in row] for row in lengths]
+        if self.by_length:
+            rows = [[_frequencies(self, self.stage(length)) for length in row] for row in ctx.text_lengths().tolist()]
             frequency = torch.stack([torch.stack([each for each, _ in row]) for row in rows])  # (B or 1, T or 1, h)
             factor = rows[0][0][1]
         else:
@@ -139,9 +138,26 @@ class Rope(Position):
         angle = place.float() * frequency.to(place.device)
         return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
 
-    def _stage(self, tokens: int) -> int:
+    @property
+    def by_length(self) -> bool:
+        """Whether angles depend on the length of a text, and not on places alone."""
+        return isinstance(self.scaling, (DynamicNTK, LongRope))
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether what was turned before is useless once the stage has changed. Keys of dynamic NTK stay as they are,
+        for its stage changes with every token."""
+        return isinstance(self.scaling, LongRope)
+
+    def stage(self, tokens: int) -> int:
         """All that the frequencies depend on in a text of `tokens` tokens."""
-        return int(tokens > self.scaling.original) if isinstance(self.scaling, LongRope) else tokens
+        match self.scaling:
+            case LongRope():
+                return int(tokens > self.scaling.original)
+            case DynamicNTK():
+                return max(tokens, self.scaling.original)
+            case _:
+                return 0
 
 
 @lru_cache(maxsize=256)

@@ -42,7 +42,7 @@ class CrossEncoder(Reranker):
     def scores(self, query: str, texts: list[str]) -> list[float]:
         encoded = self._core.encode_batch([(query, text) for text in texts])
         pairs = [(row.ids, row.type_ids) for row in encoded]
-        device = next(self._lm.model.parameters()).device
+        device = self._lm.model.like.device
         kinds = getattr(self._lm.spec.embedding, "types", 0) or 0
         found = [0.0] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda place: len(pairs[place][0]))

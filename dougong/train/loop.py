@@ -136,7 +136,7 @@ def train(
     """
     keep_memory()
     ranks = Ranks.join()
-    device = next(model.parameters()).device
+    device = model.like.device
     learners = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
     optimizers = training.optimizer.build(learners, training.steps)
     start, state, seen = 0, None, 0

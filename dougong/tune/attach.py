@@ -170,7 +170,7 @@ def rows(lm: Adapted, names: Sequence[str | None]) -> Choice:
     into one row, for every token. To be made once for a batch and used with `using` in every step of it.
     """
     model = model_of(lm)
-    device = next(model.parameters()).device
+    device = model.like.device
     for name in dict.fromkeys(name for name in names if name is not None):
         tuning = tuning_named(model, name)
         if tuning.swaps or tuning.method.whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,3 +97,16 @@ def test_adapters_still_train_and_copies_are_copies():
     other = copy.deepcopy(lm.model)
     buffer = next(each for name, each in other.named_buffers() if name.endswith("held"))
     assert buffer.untyped_storage().data_ptr() not in {each.untyped_storage().data_ptr() for each in _frozen(lm)}
+
+
+def test_a_model_without_a_parameter(monkeypatch: pytest.MonkeyPatch):
+    """Norms without weights, no biases, all matrices quantised: what type it computes in is known all the same."""
+    spec = decoder_spec(256, width=64, depth=2, heads=4, context=64)
+    assert spec.norm is not None
+    bare = replace(spec.norm, weight=False)
+    layers = tuple(replace(each, norm=bare) for each in spec.layers)
+    lm = LanguageModel(initialise(Model(replace(spec, norm=bare, layers=layers))).eval())
+    quantize(lm, "int8")
+    assert not list(lm.model.parameters())
+    assert len(Engine(lm, memory="16MiB").generate([[1, 2, 3]], GREEDY)[0].tokens) == 12
+    assert lm.model.cache(1, 4) is not None

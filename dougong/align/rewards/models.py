@@ -44,7 +44,7 @@ class RewardModel:
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         assert self.lm.tokenizer is not None
         self.lm.model.eval()
-        device = next(self.lm.model.parameters()).device
+        device = self.lm.model.like.device
         texts = [
             self.lm.tokenizer.render_ids([*each.task.messages, _said(each.text)]).ids[-self.lm.spec.context :]
             for each in samples

@@ -22,7 +22,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from engine import QUICK, SHAPE, STORAGES
+from generators import QUICK, SHAPE, STORAGES
 from serve import alone, build
 
 KINDS: dict[str, str | None] = {"as it is": None, "int8": "int8", "fp8": "fp8"}

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from engine import QUICK, SHAPE, STORAGES, fill
+from generators import QUICK, SHAPE, STORAGES, fill
 
 Prompts = list[list[int]]
 

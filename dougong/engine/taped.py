@@ -6,7 +6,7 @@ once (`writing`), for single tokens over lanes and for many tokens of texts over
 wrote down, or a step of more than the model as it is, goes the usual way.
 
 Between the embedding and the last norm numbers are float32, whatever the model's type; keys and values are kept in that
-type.
+type, or in bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dougong.parts.int4 import Int4
 from dougong.parts.int8 import Int8
 from dougong.parts.linear import Dense, Storage
 from dougong.parts.matmul import FEW
-from dougong.parts.native.tape import Reading
+from dougong.parts.native.tape import Placed, Reading
 from dougong.parts.rope import Rope
 from dougong.parts.shapes import Float, Int
 
@@ -42,10 +42,10 @@ _WIRINGS = ("pre", "post", "sandwich", "output", "parallel", "parallel_norms")
 
 
 def can_tape(model: Model, layout: Layout) -> bool:
-    """Whether every part of the model has a way onto a tape, and its state is keys and values in floats."""
+    """Whether every part of the model has a way onto a tape, and its state is keys and values alone."""
     spec = model.spec
     plain = spec.encoder is None and not spec.relative() and spec.norm is not None and not layout.fixed
-    floats = all(group.kv is None and group.dtype in _FLOATS for group in layout.groups)
+    floats = all(group.dtype in _FLOATS for group in layout.groups)
     kernels = native.serving(model.like)
     return plain and floats and kernels is not None and all(_known(layer) for layer in spec.layers)
 
@@ -178,12 +178,16 @@ class Taped:
         if made.placed == now:
             return
         made.placed = now
-        found: dict[Any, tuple[Tensor, Tensor, int]] = {}
+        found: dict[Any, Placed] = {}
         sublayers = len(self._layout.where) // len(self._model.layers)
         for number in range(len(self._model.layers)):
             where = self._layout.where[number * sublayers]
-            keys, values = (buffers[where[name][0]].data[where[name][1]] for name in ("k", "v"))
-            found[number] = keys, values, self._layout.groups[where["k"][0]].table if tables else 0
+            kept = [(buffers[where[name][0]], where[name][1]) for name in ("k", "v")]
+            keys, values = (buffer.data[channel] for buffer, channel in kept)
+            factors = [buffer.scale[channel] for buffer, channel in kept if buffer.scale is not None]
+            group = kept[0][0].group
+            both = (factors[0], factors[1]) if factors else None
+            found[number] = Placed(keys, values, group.table if tables else 0, both, group.kv)
         made.tape.place(found)
 
 

@@ -129,19 +129,42 @@ LOCAL void floats_for(Hand *hand, const Matrix *m, const float *x, Target to, lo
 /* The activations of feed-forwards. */
 enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4 };
 
-/* The keys and values that a query reads: how many, how far they lie apart, in bfloat16 (half) or float32. softcap 0: none. */
+/* How keys and values are kept: as floats, in bfloat16, or in bytes (integers, or floats of 4 and 3 bits) with a factor
+   in bfloat16 for each token and head. */
+enum { FLOATS = 0, HALVES = 1, BYTES = 2, BYTES_FLOAT = 3 };
+
+/* The keys and values that a query reads: how many, how far they lie apart, and in bytes their factors. softcap 0: none. */
 typedef struct {
     long count, size, k_step, v_step;
     float scale, softcap;
-    int half;
+    int kept;
+    const uint16_t *k_factor, *v_factor;
+    long factor_step;
 } Keys;
 
-/* 16 numbers as float32: bfloat16 is its upper half. */
-INLINE __m512 numbers(const int half, const void *from, long at, __mmask16 some) {
-    if (!half) return _mm512_maskz_loadu_ps(some, (const float *)from + at);
-    const __m256i bits = _mm256_maskz_loadu_epi16(some, (const uint16_t *)from + at);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+/* 16 numbers as float32. bfloat16 is its upper half; a byte's exponent counts from 7 where float32's counts from 127. */
+INLINE __m512 numbers(const int kept, const void *from, long at, __mmask16 some) {
+    if (kept == FLOATS) return _mm512_maskz_loadu_ps(some, (const float *)from + at);
+    if (kept == HALVES) {
+        const __m256i bits = _mm256_maskz_loadu_epi16(some, (const uint16_t *)from + at);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+    const __m512i bytes = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, (const int8_t *)from + at));
+    if (kept == BYTES) return _mm512_cvtepi32_ps(bytes);
+    const __m512i size = _mm512_slli_epi32(_mm512_and_si512(bytes, _mm512_set1_epi32(127)), 20);
+    const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(size), _mm512_set1_ps(0x1p120f));
+    const __m512i sign = _mm512_and_si512(bytes, _mm512_set1_epi32((int)0x80000000u));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(value), sign));
 }
+
+INLINE float factor_at(const uint16_t *factors, long at) {
+    const uint32_t bits = (uint32_t)factors[at] << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE long kept_bytes(int kept) { return kept == FLOATS ? 4 : kept == HALVES ? 2 : 1; }
 
 LOCAL void rms_row(const float *x, const float *w, float *y, long width, float eps);
 LOCAL void layer_row(const float *x, const float *w, const float *b, float *y, long width, float eps);
@@ -159,14 +182,15 @@ typedef struct {
 #define KEYS 64
 
 /* Attention of a decoder's new tokens: q, k and v stand in rows of the tape's x, `apart` numbers from row to row. Keys and
-   values of all tokens are kept as (places, key heads, size), float32 or (half) bfloat16. */
+   values of all tokens are kept as (places, key heads, size), their factors as (places, key heads). */
 typedef struct {
     long heads, kv_heads, size, turning, window; /* window 0: none */
-    int interleaved, norm_last, half;
+    int interleaved, norm_last, kept;
     float scale, softcap, eps;
     long q, k, v; /* where they begin in a row */
     const float *q_norm, *k_norm, *sinks; /* each may be NULL */
     void *keys, *values;
+    uint16_t *key_factors, *value_factors;
     const float *cos, *sin; /* (n, turning) */
     long table;             /* of the places */
 } Heads;

@@ -2,6 +2,8 @@
    call and one parallel region. Tokens are those of n texts, one each, whose keys and values lie in lanes; or many of a
    few texts. Between two operations threads wait until the first is done, a tenth of what a call from Python takes.
 */
+#include <math.h>
+
 #include "common.h"
 
 enum { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, ADD = 4, GATED = 5, PICK = 6 };
@@ -24,10 +26,45 @@ static void prepared(const Heads *h, float *head, const float *norm, const float
     if (norm && h->norm_last) rms_row(head, norm, head, h->size, h->eps);
 }
 
-/* `size` numbers to the places from `at` on, rounded to the nearest where they are kept in bfloat16. */
-static void keep(int half, const float *x, void *to, long at, long size) {
-    if (!half) {
+/* Numbers to bytes, which `factor` times gives back: integers from -127 to 127, or floats of 4 bits and 3 up to 448. */
+static void keep_bytes(int kept, const float *x, int8_t *to, uint16_t *factor, long size) {
+    __m512 most = _mm512_setzero_ps();
+    int none = 0;
+    for (long i = 0; i < size; i += 16) {
+        const __m512 some = _mm512_maskz_loadu_ps(lanes(size - i), x + i);
+        most = _mm512_max_ps(most, _mm512_abs_ps(some));
+        none |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+    }
+    const float largest = kept == BYTES ? 127.0f : 448.0f, scale = fmaxf(_mm512_reduce_max_ps(most) / largest, 1e-30f);
+    uint32_t bits;
+    memcpy(&bits, &scale, 4);
+    *factor = none ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const __m512 by = _mm512_set1_ps(factor_at(factor, 0)), top = _mm512_set1_ps(largest);
+    for (long i = 0; i < size; i += 16) {
+        const __mmask16 some = lanes(size - i);
+        __m512 value = _mm512_div_ps(_mm512_maskz_loadu_ps(some, x + i), by);
+        value = _mm512_max_ps(_mm512_min_ps(value, top), _mm512_sub_ps(_mm512_setzero_ps(), top));
+        __m512i code = _mm512_cvtps_epi32(value); /* to the nearest, of two equally near the even one */
+        if (kept == BYTES_FLOAT) {
+            const __m512i all = _mm512_castps_si512(_mm512_mul_ps(value, _mm512_set1_ps(0x1p-120f)));
+            const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(all, 24), _mm512_set1_epi32(128));
+            const __m512i plain = _mm512_and_si512(all, _mm512_set1_epi32(0x7fffffff));
+            const __m512i even = _mm512_and_si512(_mm512_srli_epi32(plain, 20), _mm512_set1_epi32(1));
+            const __m512i up = _mm512_add_epi32(plain, _mm512_add_epi32(even, _mm512_set1_epi32(0x7ffff)));
+            code = _mm512_or_si512(_mm512_srli_epi32(up, 20), sign);
+        }
+        _mm_mask_storeu_epi8(to + i, some, _mm512_cvtepi32_epi8(code));
+    }
+}
+
+/* `size` numbers to the places from `at` on: in bfloat16 rounded to the nearest, in bytes with a factor at its place. */
+static void keep(int kept, const float *x, void *to, uint16_t *factors, long at, long size) {
+    if (kept == FLOATS) {
         memcpy((float *)to + at, x, sizeof(float) * size);
+        return;
+    }
+    if (kept >= BYTES) {
+        keep_bytes(kept, x, (int8_t *)to + at, factors + at / size, size);
         return;
     }
     for (long i = 0; i < size; i++) {
@@ -45,8 +82,8 @@ void take_token(const Heads *h, float *x, long row, long head, long place) {
     const float *cos = h->cos + row * h->turning, *sin = h->sin + row * h->turning;
     for (long g = 0; g < group; g++) prepared(h, q + g * h->size, h->q_norm, cos, sin);
     prepared(h, k, h->k_norm, cos, sin);
-    keep(h->half, k, h->keys, at, h->size);
-    keep(h->half, x + h->v + head * h->size, h->values, at, h->size);
+    keep(h->kept, k, h->keys, h->key_factors, at, h->size);
+    keep(h->kept, x + h->v + head * h->size, h->values, h->value_factors, at, h->size);
 }
 
 /* held: tokens of each row before this one. start: the place of each row's first token. score: room of this thread. */
@@ -59,8 +96,9 @@ static void attend_for(Hand *hand, const Step *step, long n, const long *held, c
         take_token(h, x, row, head, start[row] + held[row]);
         const long first = h->window && held[row] + 1 > h->window ? held[row] + 1 - h->window : 0;
         const long from = (start[row] + first) * step_size + head * h->size;
-        const Keys keys = {held[row] + 1 - first, h->size, step_size, step_size, h->scale, h->softcap, h->half};
-        const long bytes = h->half ? sizeof(uint16_t) : sizeof(float);
+        const long bytes = kept_bytes(h->kept), factor = (start[row] + first) * h->kv_heads + head;
+        const Keys keys = {held[row] + 1 - first, h->size, step_size, step_size, h->scale, h->softcap, h->kept,
+                           h->key_factors + factor, h->value_factors + factor, h->kv_heads};
         attend_head(x + h->q + head * group * h->size, (char *)h->keys + bytes * from, (char *)h->values + bytes * from, NULL,
                     step->y + row * step->y_apart + head * group * h->size, score, group, &keys,
                     h->sinks ? h->sinks + head * group : NULL);

@@ -19,6 +19,7 @@ from dougong.parts.shapes import Float
 
 _NORM, _LINEAR, _ATTEND, _ACTIVATE, _ADD, _GATED, _PICK = range(7)
 _INT8, _INT4, _FLOAT32, _BFLOAT16 = range(4)
+_FLOATS, _HALVES, _BYTES, _BYTES_FLOAT = range(4)
 _long, _float, _pointer, _int = ctypes.c_long, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
 
 
@@ -35,13 +36,14 @@ class _Heads(ctypes.Structure):
         *(
             ("interleaved", _int),
             ("norm_last", _int),
-            ("half", _int),
+            ("kept", _int),
             ("scale", _float),
             ("softcap", _float),
             ("eps", _float),
         ),
         *((name, _long) for name in ("q", "k", "v")),
-        *((name, _pointer) for name in ("q_norm", "k_norm", "sinks", "keys", "values", "cos", "sin")),
+        *((name, _pointer) for name in ("q_norm", "k_norm", "sinks", "keys", "values")),
+        *((name, _pointer) for name in ("key_factors", "value_factors", "cos", "sin")),
         ("table", _long),
     )
 
@@ -51,6 +53,18 @@ class _Texts(ctypes.Structure):
         *((name, _long) for name in ("texts", "picked")),
         *((name, _pointer) for name in ("first", "count", "held", "where", "places", "pick")),
     )
+
+
+class Placed(NamedTuple):
+    """Keys and values of all places (places, key heads, size), in float32, bfloat16 or bytes; of bytes the factors of
+    both, (places, key heads, 1) bfloat16, and their kind, "int8" or "fp8". table: the number of their table of places.
+    """
+
+    keys: Tensor
+    values: Tensor
+    table: int = 0
+    factors: tuple[Tensor, Tensor] | None = None
+    kind: str | None = None
 
 
 class Reading(NamedTuple):
@@ -220,12 +234,16 @@ class Tape:
         self._heads.append((made, state))
         self._add(_ATTEND, q, y, q.shape[1], x_apart=row, heads=ctypes.addressof(made))
 
-    def place(self, where: dict[Any, tuple[Tensor, Tensor, int]]) -> None:
-        """Where keys and values lie, in float32 or bfloat16: for each state both channels' places (places, key heads,
-        size), and the number of their table of places."""
+    def place(self, where: dict[Any, Placed]) -> None:
+        """Where the keys and values of each state lie."""
         for made, state in self._heads:
-            keys, values, made.table = where[state]
-            made.keys, made.values, made.half = keys.data_ptr(), values.data_ptr(), keys.dtype == torch.bfloat16
+            found = where[state]
+            made.keys, made.values, made.table = found.keys.data_ptr(), found.values.data_ptr(), found.table
+            if found.factors is None:
+                made.kept = _HALVES if found.keys.dtype == torch.bfloat16 else _FLOATS
+            else:
+                made.kept = _BYTES if found.kind == "int8" else _BYTES_FLOAT
+                made.key_factors, made.value_factors = (each.data_ptr() for each in found.factors)
 
     def run(self, held: np.ndarray, start: np.ndarray) -> None:
         """Run the tape for single tokens, one of each lane. held: tokens of each row before this one, int64. start: the

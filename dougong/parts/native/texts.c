@@ -17,19 +17,23 @@ size_t texts_room(const Heads *h, const Texts *texts) {
 
 /* Up to 64 keys of one head, each coordinate's side by side: (size, 64); and their values, one after the other. What is
    past the last is zero. */
-INLINE void collect(const int half, const Heads *h, const long *places, long count, long head, float *keys, float *values) {
+INLINE void collect(const int kept, const Heads *h, const long *places, long count, long head, float *keys, float *values) {
     const long step = h->kv_heads * h->size, size = h->size;
     float key[KEYS];
     for (long i = 0; i < size; i++)
         for (long s = count; s < KEYS; s++) keys[i * KEYS + s] = values[s * size + i] = 0;
     for (long s = 0; s < count; s++) {
-        const long at = places[s] * step + head * size;
+        const long at = places[s] * step + head * size, factor = places[s] * h->kv_heads + head;
+        const __m512 k_factor = _mm512_set1_ps(kept >= BYTES ? factor_at(h->key_factors, factor) : 1);
+        const __m512 v_factor = _mm512_set1_ps(kept >= BYTES ? factor_at(h->value_factors, factor) : 1);
         for (long start = 0; start < size; start += KEYS) {
             const long some = size - start < KEYS ? size - start : KEYS;
             for (long i = 0; i < some; i += 16) {
-                _mm512_mask_storeu_ps(key + i, lanes(some - i), numbers(half, h->keys, at + start + i, lanes(some - i)));
-                _mm512_mask_storeu_ps(values + s * size + start + i, lanes(some - i),
-                                      numbers(half, h->values, at + start + i, lanes(some - i)));
+                const __mmask16 these = lanes(some - i);
+                __m512 k = numbers(kept, h->keys, at + start + i, these), v = numbers(kept, h->values, at + start + i, these);
+                if (kept >= BYTES) k = _mm512_mul_ps(k, k_factor), v = _mm512_mul_ps(v, v_factor);
+                _mm512_mask_storeu_ps(key + i, these, k);
+                _mm512_mask_storeu_ps(values + s * size + start + i, these, v);
             }
             for (long i = 0; i < some; i++) keys[(start + i) * KEYS + s] = key[i];
         }
@@ -51,10 +55,12 @@ void attend_texts_for(Hand *hand, const Heads *h, float *x, long apart, float *y
         EACH(each, h->kv_heads * blocks, 1, hand) {
             const long head = each / blocks, start = each % blocks * KEYS, some = keys - start < KEYS ? keys - start : KEYS;
             float *to = turned + head * of_head + start * size, *and_to = values + head * of_head + start * size;
-            if (h->half)
-                collect(1, h, places + start, some, head, to, and_to);
-            else
-                collect(0, h, places + start, some, head, to, and_to);
+            switch (h->kept) {
+            case FLOATS: collect(FLOATS, h, places + start, some, head, to, and_to); break;
+            case HALVES: collect(HALVES, h, places + start, some, head, to, and_to); break;
+            case BYTES: collect(BYTES, h, places + start, some, head, to, and_to); break;
+            default: collect(BYTES_FLOAT, h, places + start, some, head, to, and_to);
+            }
         }
         const long pieces = (count + QUERIES - 1) / QUERIES;
         const Shape shape = {.n = 1, .heads = h->heads, .kv_heads = h->kv_heads, .queries = count, .keys = keys,

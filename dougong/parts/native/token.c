@@ -142,7 +142,7 @@ void activate(int kind, const float *gate, const float *up, float *y, long n, lo
 
 /* score_gs = scale q_g k_s + mask_s for the queries g of a group and `count` keys; most_g: the largest. Queries share
    the loads of a key. */
-INLINE void scores_of(const int half, const int queries, const float *q, const void *k, const float *mask, float *score,
+INLINE void scores_of(const int kept, const int queries, const float *q, const void *k, const float *mask, float *score,
                       long apart, const Keys *keys, float *most) {
     const long count = keys->count, size = keys->size, step = keys->k_step;
     const float scale = keys->scale, softcap = keys->softcap;
@@ -152,12 +152,13 @@ INLINE void scores_of(const int half, const int queries, const float *q, const v
         UNROLL for (int g = 0; g < queries; g++) sum[g] = _mm512_setzero_ps();
         for (long i = 0; i < size; i += 16) {
             const __mmask16 some = lanes(size - i);
-            const __m512 key = numbers(half, k, s * step + i, some);
+            const __m512 key = numbers(kept, k, s * step + i, some);
             UNROLL for (int g = 0; g < queries; g++)
                 sum[g] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, q + g * size + i), key, sum[g]);
         }
         UNROLL for (int g = 0; g < queries; g++) {
             float value = _mm512_reduce_add_ps(sum[g]) * scale;
+            if (kept >= BYTES) value *= factor_at(keys->k_factor, s * keys->factor_step);
             if (softcap > 0) value = softcap * tanhf(value / softcap);
             value += mask ? mask[s] : 0.0f;
             score[g * apart + s] = value;
@@ -167,7 +168,7 @@ INLINE void scores_of(const int half, const int queries, const float *q, const v
 }
 
 /* y_g = sum_s p_gs v_s / total_g for the queries of a group. */
-INLINE void values_of(const int half, const int queries, const float *score, long apart, const void *v, float *y,
+INLINE void values_of(const int kept, const int queries, const float *score, long apart, const void *v, float *y,
                       const Keys *keys, const float *total) {
     const long count = keys->count, size = keys->size, step = keys->v_step;
     for (long i = 0; i < size; i += 16) {
@@ -175,7 +176,7 @@ INLINE void values_of(const int half, const int queries, const float *score, lon
         __m512 sum[4];
         UNROLL for (int g = 0; g < queries; g++) sum[g] = _mm512_setzero_ps();
         for (long s = 0; s < count; s++) {
-            const __m512 value = numbers(half, v, s * step + i, some);
+            const __m512 value = numbers(kept, v, s * step + i, some);
             UNROLL for (int g = 0; g < queries; g++)
                 sum[g] = _mm512_fmadd_ps(_mm512_set1_ps(score[g * apart + s]), value, sum[g]);
         }
@@ -184,11 +185,11 @@ INLINE void values_of(const int half, const int queries, const float *score, lon
     }
 }
 
-INLINE void some_queries(const int half, const int queries, const float *q, const void *k, const void *v,
+INLINE void some_queries(const int kept, const int queries, const float *q, const void *k, const void *v,
                          const float *mask, float *y, float *score, const Keys *keys, const float *sinks) {
     const long apart = (keys->count + 15) / 16 * 16;
     float most[4], total[4];
-    scores_of(half, queries, q, k, mask, score, apart, keys, most);
+    scores_of(kept, queries, q, k, mask, score, apart, keys, most);
     UNROLL for (int g = 0; g < queries; g++) {
         if (sinks && sinks[g] > most[g]) most[g] = sinks[g];
         if (most[g] == -INFINITY) { /* no key may be seen: the result is 0 */
@@ -206,7 +207,11 @@ INLINE void some_queries(const int half, const int queries, const float *q, cons
         }
         total[g] = _mm512_reduce_add_ps(sum) + (sinks ? expf(sinks[g] - most[g]) : 0);
     }
-    values_of(half, queries, score, apart, v, y, keys, total);
+    for (long s = 0; kept >= BYTES && s < keys->count; s++) {
+        const float factor = factor_at(keys->v_factor, s * keys->factor_step);
+        UNROLL for (int g = 0; g < queries; g++) score[g * apart + s] *= factor;
+    }
+    values_of(kept, queries, score, apart, v, y, keys, total);
 }
 
 /* y = softmax(cap(scale q k^T) + mask) v for the `group` queries of one key head; score: room for 4 rows of scores.
@@ -214,18 +219,21 @@ INLINE void some_queries(const int half, const int queries, const float *q, cons
 void attend_head(const float *q, const void *k, const void *v, const float *mask, float *y, float *score, long group,
                  const Keys *keys, const float *sinks) {
     long g = 0;
-#define TAKE(half, queries)                                                                                            \
+#define TAKE(kept, queries)                                                                                            \
     for (; g + queries <= group; g += queries)                                                                         \
-    some_queries(half, queries, q + g * keys->size, k, v, mask, y + g * keys->size, score, keys, sinks ? sinks + g : NULL)
-    if (keys->half) {
-        TAKE(1, 4);
-        TAKE(1, 2);
-        TAKE(1, 1);
-    } else {
-        TAKE(0, 4);
-        TAKE(0, 2);
-        TAKE(0, 1);
+    some_queries(kept, queries, q + g * keys->size, k, v, mask, y + g * keys->size, score, keys, sinks ? sinks + g : NULL)
+#define ALL(kept)                                                                                                      \
+    TAKE(kept, 4);                                                                                                     \
+    TAKE(kept, 2);                                                                                                     \
+    TAKE(kept, 1);                                                                                                     \
+    break
+    switch (keys->kept) {
+    case FLOATS: ALL(FLOATS);
+    case HALVES: ALL(HALVES);
+    case BYTES: ALL(BYTES);
+    default: ALL(BYTES_FLOAT);
     }
+#undef ALL
 #undef TAKE
 }
 
@@ -236,7 +244,7 @@ void attend_head(const float *q, const void *k, const void *v, const float *mask
 int attend(const float *q, const float *k, const float *v, const float *mask, float *y, long n, long heads, long group,
            long count, long size, long k_row, long k_head, long k_step, long v_row, long v_head, long v_step,
            long apart, float scale) {
-    const Keys keys = {count, size, k_step, v_step, scale, 0, 0};
+    const Keys keys = {count, size, k_step, v_step, scale, 0, FLOATS, NULL, NULL, 0};
     int failed = 0;
 #pragma omp parallel for reduction(| : failed) if (n * heads * count * group * size > 65536)
     for (long each = 0; each < n * heads; each++) {

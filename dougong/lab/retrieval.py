@@ -27,7 +27,7 @@ from dougong.lab.statistics import Mean, difference, separates
 from dougong.model import Model, ModelSpec, initialise
 from dougong.rag.knn import KnnLM
 from dougong.rag.neighbours import Asker, Neighbours, shared_run
-from dougong.rag.reader import NONE, read, reader_spec, reading
+from dougong.rag.reader import NONE, log_probs, reader_spec, reading
 from dougong.report import Group, Interval, bar_chart, table
 from dougong.tokenizer import Tokenizer, train_tokenizer
 from dougong.train.loop import Training, next_token, train
@@ -164,8 +164,11 @@ def losses(model: Model, test: Rows | Facts, passages: Tensor | None, at_once: i
     for first in range(0, len(test.tokens), at_once):
         rows = test.tokens[first : first + at_once]
         tokens, targets = rows[:, :-1], rows[:, 1:]
-        output = model(tokens) if passages is None else read(model, tokens, passages[first : first + at_once], chunk)
-        told.append(F.cross_entropy(output.logits.float().transpose(1, 2), targets, reduction="none"))
+        if passages is None:
+            scores = model(tokens).logits.float().log_softmax(-1)
+        else:
+            scores = log_probs(model, tokens, passages[first : first + at_once], chunk)
+        told.append(-scores.gather(-1, targets[..., None])[..., 0])
     return torch.cat(told)
 
 

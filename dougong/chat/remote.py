@@ -68,7 +68,7 @@ class RemoteChat(ChatModel):
         self._retries = retries or Retries()
         self._extra = dict(extra or {})
         self._sleep = sleep
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # Models think before the first byte, but a connection is made at once or not at all.
         limits = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         self._client = httpx.Client(headers=headers, timeout=limits, follow_redirects=True)
@@ -140,6 +140,7 @@ class RemoteChat(ChatModel):
             try:
                 with _told(url, self._client.timeout.read), ExitStack() as own:
                     response = own.enter_context(self._client.stream(method, url, json=body))
+                    _unpacked(response, url)
                     if response.status_code >= 400 or whole:
                         _read(response, url)
                     if response.status_code >= 400:
@@ -204,6 +205,14 @@ def _until(date: str) -> float | None:
         return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
     except (ValueError, TypeError):
         return None
+
+
+def _unpacked(response: httpx.Response, url: str) -> None:
+    """Raises ChatError for an answer that is packed, which nobody asked for: two kilobytes, packed twice, are a
+    gigabyte before their length can be looked at."""
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise ChatError(f"{url} answered packed as {packed!r:.40}, unasked; have it answer unpacked", 400)
 
 
 def _read(response: httpx.Response, url: str) -> None:

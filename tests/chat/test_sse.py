@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -163,3 +164,32 @@ def test_a_packed_answer_is_not_unpacked(packed: str) -> None:
         for ask in (chat.complete, lambda messages: list(chat.stream(messages))):
             with pytest.raises(ChatError, match="answered packed as"):
                 ask([Message("user", "hi")])
+
+
+@pytest.mark.parametrize("way", ["whole", "line", "events"])
+def test_an_answer_that_drips_is_given_up(way: str) -> None:
+    """A byte now and then keeps the timeout of the connection happy, for ever."""
+    piece = {"whole": b" ", "line": b"x", "events": b": still here\n"}[way]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(600):
+                    self.wfile.write(piece)
+                    time.sleep(0.05)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        chat = RemoteChat(f"http://127.0.0.1:{server.server_port}/v1", model="m", whole=0.3)
+        with pytest.raises(ChatError, match=r"had not ended its answer after 0\.3 s"):
+            asked = [Message("user", "hi")]
+            _ = chat.complete(asked) if way == "whole" else list(chat.stream(asked))
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dougong.base import DougongError
 from dougong.chat.delta import Delta
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import httpx
 
     from dougong.engine import Sampling
+
+
+P = TypeVar("P", str, bytes)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class RemoteChat(ChatModel):
     model    as the endpoint names it; None: the first that it lists
     key      sent as a bearer token, never shown in an error
     timeout  seconds without any byte from the endpoint
+    whole    seconds of an answer from its head to its end, for one that drips and keeps every timeout happy
     extra    further fields of every request, such as {"chat_template_kwargs": {"enable_thinking": False}}
     """
 
@@ -52,6 +56,7 @@ class RemoteChat(ChatModel):
         key: str | None = None,
         *,
         timeout: float = 120.0,
+        whole: float = 3600.0,
         retries: Retries | None = None,
         extra: dict[str, Any] | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -67,8 +72,8 @@ class RemoteChat(ChatModel):
         self._model = model
         self._retries = retries or Retries()
         self._extra = dict(extra or {})
-        self._sleep = sleep
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._sleep, self._longest = sleep, whole
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         # Models think before the first byte, but a connection is made at once or not at all.
         limits = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         self._client = httpx.Client(headers=headers, timeout=limits, follow_redirects=True)
@@ -123,7 +128,7 @@ class RemoteChat(ChatModel):
         with ExitStack() as stack:
             response = self._open(stack, "POST", f"{self.url}/chat/completions", body, whole=False)
             with _told(self.url, self._client.timeout.read):
-                yield from deltas(response.iter_text(), self.url)
+                yield from deltas(_timely(response.iter_text(), self.url, self._longest), self.url)
 
     def _fetch(self, method: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The whole answer, an object; asked for again as `Retries` says. Raises ChatError."""
@@ -140,8 +145,9 @@ class RemoteChat(ChatModel):
             try:
                 with _told(url, self._client.timeout.read), ExitStack() as own:
                     response = own.enter_context(self._client.stream(method, url, json=body))
+                    _unpacked(response, url)
                     if response.status_code >= 400 or whole:
-                        _read(response, url)
+                        _read(response, url, self._longest)
                     if response.status_code >= 400:
                         raise _refused(response, url)
                     stack.push(own.pop_all())
@@ -206,10 +212,27 @@ def _until(date: str) -> float | None:
         return None
 
 
-def _read(response: httpx.Response, url: str) -> None:
+def _unpacked(response: httpx.Response, url: str) -> None:
+    """Raises ChatError for an answer that is packed, which nobody asked for: two kilobytes, packed twice, are a
+    gigabyte before their length can be looked at."""
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise ChatError(f"{url} answered packed as {packed!r:.40}, unasked; have it answer unpacked", 400)
+
+
+def _timely(pieces: Iterator[P], url: str, seconds: float) -> Iterator[P]:
+    """Pieces as they come. Raises ChatError at the first that comes after so many seconds."""
+    until = time.monotonic() + seconds
+    for piece in pieces:
+        if time.monotonic() > until:
+            raise _TooSlow(f"{url} had not ended its answer after {seconds:g} s")
+        yield piece
+
+
+def _read(response: httpx.Response, url: str, seconds: float) -> None:
     """Let the response have its body, as `read` would, but no endless one. Raises ChatError."""
     kept = bytearray()
-    for piece in response.iter_bytes():
+    for piece in _timely(response.iter_bytes(), url, seconds):
         kept += piece
         if len(kept) > LONGEST:
             raise ChatError(f"{url} answered with more than {LONGEST:,} bytes", 400)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dougong.rag.library import Library
 
 Name = Literal["cranfield", "cisi", "cmrc", "cmrc-dev", "cmrc-trial", "hotpot", "xquad-en", "xquad-zh"]
-Way = Literal["words", "dense", "hybrid", "hops", "hyde", "fusion", "multi"]
+Way = Literal["words", "dense", "hybrid", "rrf", "hops", "hyde", "fusion", "multi"]
 Rank = Literal["none", "meaning", "model"]
 FIRST = "nDCG@10"
 """The measure by which ways of searching are compared."""
@@ -50,8 +50,8 @@ class Evaluate:
     chunkers: tuple[ChunkerName, ...] = ("structure",)
     """how documents are cut; decided asks --model for every document"""
     retrievers: tuple[Way, ...] = ("words", "dense", "hybrid")
-    """how chunks are found; hops follows names by rule; hyde, fusion and multi let a model reword the query; all four
-    search by the hybrid"""
+    """how chunks are found; hybrid joins words and vectors by their scores, rrf by reciprocal ranks; hops follows names
+    by rule; hyde, fusion and multi let a model reword the query; these four search by the hybrid"""
     rerankers: tuple[Rank, ...] = ("none",)
     """a second look at the first 30: by an embedder's cosine, or by a model that puts them in order"""
     limit: int = 1000
@@ -60,8 +60,8 @@ class Evaluate:
     """only the first so many of each collection; 0: all"""
     answers: Flag = False
     """measure answers too where a collection expects some (all but the first two): exact match, F1, faithfulness"""
-    weight: Annotated[float | None, hint("none: reciprocal ranks")] = None
-    """hybrid by scores, not ranks: this share for the vectors, 0 to 1, the rest for the words"""
+    weight: Annotated[float | None, hint("0.5 where the encoder reads the script, else 0")] = None
+    """the hybrid's share for the vectors, 0 to 1, the rest for the words"""
     model: ChatPath = None
     """a model folder, or the URL of an OpenAI-compatible endpoint; without one, answers quote the best sentence"""
     embedder: EncoderPath = None
@@ -167,7 +167,9 @@ def differences(rows: Sequence[Row]) -> list[str]:
 
 
 def _compared(way: str) -> tuple[str, ...]:
-    return ("words", "dense") if way == "hybrid" else () if way in ("words", "dense") else ("hybrid",)
+    if way in ("words", "dense"):
+        return ()
+    return {"hybrid": ("words", "dense"), "rrf": ("words", "dense", "hybrid")}.get(way, ("hybrid",))
 
 
 def _named(names: tuple[str, str, str]) -> str:
@@ -248,6 +250,8 @@ def _retriever(options: Evaluate, library: Library, way: str, rank: str) -> Retr
         found: Retriever = library.retriever("words" if way == "words" else "dense")
     elif way == "hybrid":
         found = hybrid
+    elif way == "rrf":
+        found = Hybrid((library.retriever("words"), library.retriever("dense")))
     elif way == "hops":
         found = Hops(hybrid)
     else:

@@ -27,7 +27,7 @@ from dougong.lab.statistics import Mean, difference, separates
 from dougong.model import Model, ModelSpec, initialise
 from dougong.rag.knn import KnnLM
 from dougong.rag.neighbours import Asker, Neighbours, shared_run
-from dougong.rag.reader import NONE, read, reader_spec, reading
+from dougong.rag.reader import NONE, log_probs, reader_spec, reading
 from dougong.report import Group, Interval, bar_chart, table
 from dougong.tokenizer import Tokenizer, train_tokenizer
 from dougong.train.loop import Training, next_token, train
@@ -47,6 +47,8 @@ READER, DECODER, LONGER = "reader", "decoder", "decoder, equal operations"
 FACT_READER, FACT_DECODER = "facts, reader", "facts, decoder"
 WORLD, ASKED_OF = 2000, 200  # rows of the made-up world to learn from, and of the one that is tested
 GIVEN = ("found", "found elsewhere", "random", "none")
+ROWS = [(one, other) for one in GIVEN[:2] for other in GIVEN[2:]]
+"""What is compared row by row within a seed."""
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -164,8 +166,11 @@ def losses(model: Model, test: Rows | Facts, passages: Tensor | None, at_once: i
     for first in range(0, len(test.tokens), at_once):
         rows = test.tokens[first : first + at_once]
         tokens, targets = rows[:, :-1], rows[:, 1:]
-        output = model(tokens) if passages is None else read(model, tokens, passages[first : first + at_once], chunk)
-        told.append(F.cross_entropy(output.logits.float().transpose(1, 2), targets, reduction="none"))
+        if passages is None:
+            scores = model(tokens).logits.float().log_softmax(-1)
+        else:
+            scores = log_probs(model, tokens, passages[first : first + at_once], chunk)
+        told.append(-scores.gather(-1, targets[..., None])[..., 0])
     return torch.cat(told)
 
 
@@ -198,6 +203,16 @@ def bits(nats: Tensor, kept: Tensor | None = None) -> float:
     """Bits a byte over the tokens that are kept (all)."""
     weights = torch.ones_like(nats) if kept is None else kept.to(nats.dtype)
     return float((nats * weights).sum() / (sizes() * weights).sum()) / math.log(2)
+
+
+def apart(name: str, one: Tensor, other: Tensor, draws: int = 2000) -> dict[str, float]:
+    """How many bits a byte one way of reading is from another on the same rows, and the 95% interval of a bootstrap
+    over the rows (percentiles)."""
+    bytes_of, gaps = sizes().sum(1).double(), (one - other).double().sum(1) / math.log(2)
+    drawn = torch.from_numpy(np.random.default_rng(0).integers(0, len(gaps), (draws, len(gaps))))
+    means = gaps[drawn].sum(1) / bytes_of[drawn].sum(1)
+    low, high = (float(means.quantile(share)) for share in (0.025, 0.975))
+    return {name: float(gaps.sum() / bytes_of.sum()), f"{name}, low": low, f"{name}, high": high}
 
 
 def after_reading(chunks: Tensor) -> Tensor:
@@ -253,6 +268,11 @@ class Retrieval(Study):
             return {
                 **{what: bits(nats) for what, nats in told.items()},
                 **{f"{what}, nothing alike": bits(nats, new) for what, nats in told.items()},
+                **{
+                    key: value
+                    for one, other in ROWS
+                    for key, value in apart(f"{one} - {other}", told[one], told[other]).items()
+                },
             }
         nats = losses(model, test, None)
         measured = {"none": bits(nats), "none, nothing alike": bits(nats, new)}
@@ -291,6 +311,11 @@ class Retrieval(Study):
         ]
         told = [f"Nats of a made-up fact, where guessing costs {math.log(len(facts.VALUES)):.2f}: {_facts(results)}."]
         told += [f"Bits a byte, {what}: {_gap(results.values, one, other)}." for what, one, other in pairs]
+        for name in (f"{one} - {other}" for one, other in ROWS if f"{one} - {other}" in results.values[READER]):
+            value, low, high = (results.values[READER][f"{name}{end}"][0] for end in ("", ", low", ", high"))
+            told.append(
+                f"Bits a byte over the rows of the test, first seed, {name}: {value:+.3f} ({low:+.3f} to {high:+.3f})."
+            )
         alike = ", nothing alike"
         one, other = (READER, f"found{alike}"), (READER, f"none{alike}")
         told.append(

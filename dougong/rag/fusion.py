@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dougong.parts.shapes import Float
-from dougong.rag.hit import Hit, best
+from dougong.rag.chunk import Chunk
+from dougong.rag.hit import Hit
 
 
 def reciprocal_rank(rankings: Sequence[Sequence[Hit]], k: int, constant: float = 60.0) -> list[Hit]:
@@ -29,11 +30,16 @@ def weighted(rankings: Sequence[Sequence[Hit]], weights: Sequence[float], k: int
 
 def _summed(shares: Sequence[Sequence[float]], rankings: Sequence[Sequence[Hit]], k: int) -> list[Hit]:
     total: dict[int, float] = {}
-    chunks = {hit.chunk.id: hit.chunk for ranking in rankings for hit in ranking}
+    chunks: dict[int, Chunk] = {}
     for scores, ranking in zip(shares, rankings, strict=True):
         for score, hit in zip(scores, ranking, strict=True):
-            total[hit.chunk.id] = total.get(hit.chunk.id, 0.0) + score
-    return best([Hit(chunks[each], score) for each, score in total.items()], k)
+            chunk = hit.chunk
+            each = chunk.id
+            total[each] = total.get(each, 0.0) + score
+            chunks[each] = chunk
+    # sorted is stable: equal sums stay in the order of the rankings.
+    chosen = sorted(total, key=total.__getitem__, reverse=True)[:k]
+    return [Hit(chunks[each], total[each]) for each in chosen]
 
 
 def marginal_relevance(

@@ -238,7 +238,7 @@ class Library:
     # -- answers out ---------------------------------------------------------------------------------------------------
 
     def retriever(self, how: How = "hybrid") -> Retriever:
-        """Search by words (BM25), by vectors, or by both with reciprocal ranks where the embedder knows the script."""
+        """Search by words (BM25), by vectors, or by half of the score each where the embedder knows the script."""
         if how == "words":
             return self._words
         return self._dense if how == "dense" else Suited(self._words, self._dense, self.embedder)

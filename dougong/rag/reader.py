@@ -13,12 +13,17 @@ Unlike RETRO's, the encoder does not see the chunk that asked, and cross-attenti
 encoder's states. Its first layer sees each token with the one before it, and no more: so a state can be asked for as
 "what came after x", which is what copying takes. (A first layer that sees all learns this too, but some five times
 later; docs/log.md has the numbers.)
+
+Unlike RETRO's again, the reader may copy outright: what it predicts is one softmax over the vocabulary and over the
+tokens that it reads (`log_probs`). Through cross-attention alone, copying has to be learnt as a detour over hidden
+states, for which a small model and a few hundred updates on real text are not enough (docs/log.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +35,14 @@ from dougong.model import LayerSpec, Model, ModelSpec
 from dougong.model.decoder import Output
 from dougong.parts.attention import Attention
 from dougong.parts.context import Context
+from dougong.parts.cross_entropy import IGNORED
 from dougong.parts.embedding import Embedding, Head
 from dougong.parts.feedforward import GatedMLP
 from dougong.parts.norm import Norm
 from dougong.parts.rope import Rope
 from dougong.parts.shapes import Bool, Float, Int
 from dougong.train.loop import Objective
-from dougong.train.objectives import Loss, causal_lm
+from dougong.train.objectives import Loss
 
 NONE = -1
 """Fills passages that are shorter than others; a passage of it alone is none."""
@@ -78,7 +84,17 @@ def reads(tokens: int, chunks: int, chunk: int, each: int) -> Bool[Tensor, "T S"
     return F.pad(known[:, None] == asked[None], (1, 0), value=True)
 
 
-def read(model: Model, tokens: Int[Tensor, "B T"], passages: Int[Tensor, "B C k r"], chunk: int) -> Output:
+@dataclass(frozen=True)
+class Read:
+    """What a run over rows and their passages gives. states (B, S, D): of the S = C k r tokens of passages, by the
+    encoder; seen (T, S): which of them each position reads."""
+
+    output: Output
+    states: Float[Tensor, "B S D"]
+    seen: Bool[Tensor, "T S"]
+
+
+def read(model: Model, tokens: Int[Tensor, "B T"], passages: Int[Tensor, "B C k r"], chunk: int) -> Read:
     """Run rows of tokens whose C = T // chunk whole chunks each have k passages of up to r tokens (filled with NONE).
 
     Cross-attention compares each token with all C k r and hides the others' passages: simple, and dear for long rows.
@@ -96,11 +112,12 @@ def read(model: Model, tokens: Int[Tensor, "B T"], passages: Int[Tensor, "B C k 
     flat = passages.flatten(0, 2)
     empty = model.encode(tokens.new_zeros(1, 1)).expand(batch, 1, -1)
     states = _encoded(model, flat).view(batch, passages.shape[1] * each, empty.shape[-1])
+    seen = reads(length, passages.shape[1], chunk, each).to(tokens.device)
     ctx = Context.of(tokens, causal=model.spec.causal)
     ctx.source = torch.cat((empty, states), 1)
     ctx.source_padding = F.pad((passages == NONE).flatten(1), (1, 0), value=False)
-    ctx.source_seen = reads(length, passages.shape[1], chunk, each).to(tokens.device)[None]
-    return model.run(tokens, ctx)
+    ctx.source_seen = seen[None]
+    return Read(model.run(tokens, ctx), states, seen[:, 1:])
 
 
 def _encoded(model: Model, passages: Int[Tensor, "N r"]) -> Float[Tensor, "N r D"]:
@@ -114,11 +131,40 @@ def _encoded(model: Model, passages: Int[Tensor, "N r"]) -> Float[Tensor, "N r D
     return states.new_zeros(*passages.shape, width).masked_scatter(there[:, None, None], states)
 
 
+def copies(read: Read, passages: Int[Tensor, "B C k r"]) -> tuple[Float[Tensor, "B T S"], Int[Tensor, "B S"]]:
+    """Logits of copying what follows each token of a passage, h_t . e_j / sqrt(D) (-inf where position t does not read
+    j, or nothing follows), and what that is (0 there)."""
+    follows = F.pad(passages[..., 1:], (0, 1), value=NONE).flatten(1)
+    scores = read.output.hidden @ read.states.transpose(1, 2) / math.sqrt(read.states.shape[-1])
+    there = (follows != NONE) & (passages.flatten(1) != NONE)
+    return scores.float().masked_fill(~(read.seen[None] & there[:, None]), -torch.inf), follows.clamp(min=0)
+
+
+def log_probs(
+    model: Model, tokens: Int[Tensor, "B T"], passages: Int[Tensor, "B C k r"], chunk: int
+) -> Float[Tensor, "B T V"]:
+    """Natural log-probabilities of the token after each place, as a reader that copies gives them:
+
+    p(y) ~ exp(l_y) + sum over the tokens j of the passages at hand, with y after j, of exp(h . e_j / sqrt(D))
+
+    l are the logits of the vocabulary. One softmax over both decides whether to copy (TRIME, Zhong et al. 2022).
+    """
+    run = read(model, tokens, passages, chunk)
+    scores, follows = copies(run, passages)
+    logits = run.output.logits.float()
+    highest = torch.cat((logits, scores), -1).amax(-1, keepdim=True).detach()
+    index = follows[:, None].expand_as(scores)
+    total = (logits - highest).exp().scatter_add(-1, index, (scores - highest).exp())
+    return total.log() - total.sum(-1, keepdim=True).log()
+
+
 def reading(chunk: int) -> Objective:
     """The objective of training: the causal loss of rows with their passages, `batch.further["passages"]`."""
 
     def loss(model: Model, batch: Batch) -> Loss:
-        output = read(model, batch.tokens, batch.further["passages"], chunk)
-        return causal_lm(model.features(output.hidden), model.head, batch.targets)
+        scores = log_probs(model, batch.tokens, batch.further["passages"], chunk)
+        kept = batch.targets != IGNORED
+        chosen = scores.gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
+        return Loss(-torch.where(kept, chosen, 0.0).sum(), kept.sum().to(chosen.dtype))
 
     return loss

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,12 +113,14 @@ def test_any_usage(data) -> None:
 
 
 @contextmanager
-def answering(body: bytes) -> Iterator[str]:
-    """An endpoint that answers everything with the same bytes."""
+def answering(body: bytes, packed: str | None = None) -> Iterator[str]:
+    """An endpoint that answers everything with the same bytes, and says how they are packed."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.send_response(200)
+            if packed is not None:
+                self.send_header("Content-Encoding", packed)
             self.end_headers()
             with suppress(OSError):
                 self.wfile.write(body)
@@ -149,3 +153,43 @@ def test_a_whole_answer_that_is_too_long(monkeypatch) -> None:
     monkeypatch.setattr("dougong.chat.remote.LONGEST", 1000)
     with answering(b" " * 5000) as url, pytest.raises(ChatError, match="more than 1,000 bytes"):
         RemoteChat(url, model="m", sleep=lambda _: None).complete([Message("user", "hi")])
+
+
+@pytest.mark.parametrize("packed", ["gzip", "gzip, gzip", "br", "zstd", "deflate"])
+def test_a_packed_answer_is_not_unpacked(packed: str) -> None:
+    """Two kilobytes, packed twice, are a gigabyte; none of it may be made before somebody can say no."""
+    bomb = gzip.compress(gzip.compress(b" " * 1000))
+    with answering(bomb, packed) as url:
+        chat = RemoteChat(url, model="m", sleep=lambda _: None)
+        for ask in (chat.complete, lambda messages: list(chat.stream(messages))):
+            with pytest.raises(ChatError, match="answered packed as"):
+                ask([Message("user", "hi")])
+
+
+@pytest.mark.parametrize("way", ["whole", "line", "events"])
+def test_an_answer_that_drips_is_given_up(way: str) -> None:
+    """A byte now and then keeps the timeout of the connection happy, for ever."""
+    piece = {"whole": b" ", "line": b"x", "events": b": still here\n"}[way]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(600):
+                    self.wfile.write(piece)
+                    time.sleep(0.05)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        chat = RemoteChat(f"http://127.0.0.1:{server.server_port}/v1", model="m", whole=0.3)
+        with pytest.raises(ChatError, match=r"had not ended its answer after 0\.3 s"):
+            asked = [Message("user", "hi")]
+            _ = chat.complete(asked) if way == "whole" else list(chat.stream(asked))
+    finally:
+        server.shutdown()
+        server.server_close()

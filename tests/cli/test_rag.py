@@ -158,12 +158,13 @@ def test_eval_by_words_embeds_nothing(few: Path, capsys, monkeypatch, tmp_path: 
 
 def test_eval_is_one_table_of_all_that_is_combined(few: Path, capsys) -> None:
     pytest.importorskip("httpx")
-    args = ["--collections", "cmrc", "--retrievers", "hybrid", "hyde", "--answers", "--data", str(few)]
-    with ScriptedChat(["a passage"] * 12) as script, script.serve() as url:
+    args = ["--collections", "cmrc", "--retrievers", "hybrid", "rrf", "hyde", "--answers", "--data", str(few)]
+    with ScriptedChat(["a passage"] * 15) as script, script.serve() as url:
         assert main(["rag", "eval", *args, "--model", url]) == 0
     out = capsys.readouterr().out
     assert "answers by http" in out and "what a model decides is decided by http" in out
     assert "cmrc       structure hyde - structure hybrid" in out
+    assert "cmrc       structure rrf - structure hybrid" in out
     args = ["--collections", "cranfield", "cmrc", "--chunkers", "structure", "fixed", "--limit", "40", "--answers"]
     ways = ["--retrievers", "words", "dense", "hybrid", "--rerankers", "none", "meaning"]
     assert main(["rag", "eval", *args, *ways, "--weight", "0.3", "--data", str(few)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 
 import pytest
@@ -39,8 +40,20 @@ def test_it_runs_and_tells(small, tmp_path, capsys) -> None:
     assert main(command) == 0
     told = capsys.readouterr().out
     assert told.count("±") == 12 and "report" in told
+    assert told.count("over the rows of the test") == 4
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<svg" in page and "nan" not in page.lower()
+
+
+def test_rows_are_compared_with_themselves(small) -> None:
+    """What is the same in every row has no interval; what differs by row has one around its value."""
+    size = retrieval.sizes()
+    one = torch.rand(size.shape, generator=torch.Generator().manual_seed(0))
+    told = retrieval.apart("a", one + size, one)
+    bits = 1 / math.log(2)
+    assert all(value == pytest.approx(bits, rel=1e-3) for value in told.values())
+    told = retrieval.apart("a", one, one.roll(1, 0))
+    assert told["a, low"] < told["a"] < told["a, high"]
 
 
 def test_held_out_text_is_closed_and_no_row_reads_what_it_must_predict(small, monkeypatch) -> None:

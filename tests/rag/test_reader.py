@@ -15,7 +15,7 @@ from dougong.data.batch import Batch
 from dougong.model import Model, initialise
 from dougong.parts.linear import Linear
 from dougong.rag.neighbours import Asker, Neighbours, shared_run
-from dougong.rag.reader import NONE, read, reader_spec, reading, reads
+from dougong.rag.reader import NONE, log_probs, read, reader_spec, reading, reads
 
 VOCAB, CHUNK, CHUNKS, FOUND, EACH = 40, 4, 3, 2, 6
 
@@ -52,10 +52,10 @@ def test_a_token_reads_what_the_last_whole_chunk_asked_for(tokens: int, chunk: i
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_passages_of_a_chunk_reach_the_predictions_after_it_and_no_other(chunk: int) -> None:
     model, (tokens, passages) = shaken(), drawn(1)
-    before = read(model, tokens, passages, CHUNK).logits
+    before = read(model, tokens, passages, CHUNK).output.logits
     changed = passages.clone()
     changed[0, chunk] = (changed[0, chunk] + 7) % VOCAB
-    after = read(model, tokens, changed, CHUNK).logits
+    after = read(model, tokens, changed, CHUNK).output.logits
     moved = (after - before).abs().amax(-1) > 1e-5
     first = (chunk + 1) * CHUNK - 1  # the chunk's last token, which predicts the next chunk's first
     assert not moved[0, :first].any() and moved[0, first]
@@ -64,33 +64,78 @@ def test_passages_of_a_chunk_reach_the_predictions_after_it_and_no_other(chunk: 
 
 def test_a_later_token_changes_no_earlier_prediction() -> None:
     model, (tokens, passages) = shaken(), drawn(2)
-    before = read(model, tokens, passages, CHUNK).logits
+    before = read(model, tokens, passages, CHUNK).output.logits
     tokens = tokens.clone()
     tokens[:, 7] = (tokens[:, 7] + 1) % VOCAB
-    after = read(model, tokens, passages, CHUNK).logits
+    after = read(model, tokens, passages, CHUNK).output.logits
     assert torch.allclose(before[:, :7], after[:, :7], atol=1e-5)
     assert not torch.allclose(before[:, 7:], after[:, 7:], atol=1e-3)
 
 
 def test_a_prefix_gives_what_the_whole_row_gives() -> None:
     model, (tokens, passages) = shaken(), drawn(3)
-    whole = read(model, tokens, passages, CHUNK).logits
+    whole = read(model, tokens, passages, CHUNK).output.logits
     for length in (1, CHUNK, CHUNK + 3, 3 * CHUNK):
-        part = read(model, tokens[:, :length], passages[:, : length // CHUNK], CHUNK).logits
+        part = read(model, tokens[:, :length], passages[:, : length // CHUNK], CHUNK).output.logits
         assert torch.allclose(part, whole[:, :length], atol=1e-4)
 
 
 def test_neither_padding_nor_the_order_of_passages_matters() -> None:
     model, (tokens, passages) = shaken(), drawn(4)
-    plain = read(model, tokens, passages, CHUNK).logits
-    assert torch.allclose(read(model, tokens, passages.flip(2), CHUNK).logits, plain, atol=1e-4)
+    plain = read(model, tokens, passages, CHUNK).output.logits
+    assert torch.allclose(read(model, tokens, passages.flip(2), CHUNK).output.logits, plain, atol=1e-4)
     longer = F.pad(passages, (0, 3), value=NONE)
-    assert torch.allclose(read(model, tokens, longer, CHUNK).logits, plain, atol=1e-4)
+    assert torch.allclose(read(model, tokens, longer, CHUNK).output.logits, plain, atol=1e-4)
     more = torch.cat((passages, torch.full_like(passages[:, :, :1], NONE)), 2)
-    assert torch.allclose(read(model, tokens, more, CHUNK).logits, plain, atol=1e-4)
-    assert not torch.allclose(read(model, tokens, passages.flip(3), CHUNK).logits, plain, atol=1e-2)
-    none = read(model, tokens, torch.full_like(passages, NONE), CHUNK).logits
+    assert torch.allclose(read(model, tokens, more, CHUNK).output.logits, plain, atol=1e-4)
+    assert not torch.allclose(read(model, tokens, passages.flip(3), CHUNK).output.logits, plain, atol=1e-2)
+    none = read(model, tokens, torch.full_like(passages, NONE), CHUNK).output.logits
     assert torch.isfinite(none).all() and not torch.allclose(none, plain, atol=1e-2)
+
+
+def test_one_softmax_over_the_vocabulary_and_over_what_is_read() -> None:
+    model, (tokens, passages) = shaken(), drawn(6)
+    with torch.no_grad():
+        run, told = read(model, tokens, passages, CHUNK), log_probs(model, tokens, passages, CHUNK)
+    assert torch.allclose(told.exp().sum(-1), torch.ones(told.shape[:2]), atol=1e-4)
+    flat = passages.flatten(2)
+    for row in range(len(tokens)):
+        for place in range(tokens.shape[1]):
+            weights = run.output.logits[row, place].exp()
+            asked = (place + 1) // CHUNK - 1
+            for at in range(FOUND * EACH if asked >= 0 else 0):
+                token, ends = int(flat[row, asked, at]), at % EACH == EACH - 1
+                follows = NONE if ends else int(flat[row, asked, at + 1])
+                if NONE not in (token, follows):
+                    state = run.states[row, asked * FOUND * EACH + at]
+                    weights[follows] += (run.output.hidden[row, place] @ state / 32**0.5).exp()
+            assert torch.allclose(told[row, place].exp(), weights / weights.sum(), atol=1e-4)
+
+
+@given(st.integers(0, 10_000), st.integers(1, CHUNK * CHUNKS + 2), st.floats(0, 1))
+def test_it_is_a_distribution_whatever_passages_are_missing(seed: int, length: int, gone: float) -> None:
+    model, (tokens, passages) = shaken(), drawn(seed)
+    lost = torch.rand(passages.shape, generator=torch.Generator().manual_seed(seed)) < gone
+    some = passages.masked_fill(lost, NONE)[:, : length // CHUNK]
+    with torch.no_grad():
+        told = log_probs(model, tokens[:, :length], some, CHUNK)
+        assert torch.allclose(told.exp().sum(-1), torch.ones(told.shape[:2]), atol=1e-4)
+        none = log_probs(model, tokens[:, :length], torch.full_like(some, NONE), CHUNK)
+        plain = read(model, tokens[:, :length], torch.full_like(some, NONE), CHUNK).output.logits.log_softmax(-1)
+    assert torch.allclose(none, plain, atol=1e-4)  # with nothing to copy, the vocabulary's own
+
+
+def test_the_objective_is_the_loss_of_what_follows() -> None:
+    model, (tokens, passages) = shaken(), drawn(7)
+    targets = tokens[:, 1:].clone()
+    targets[0, :3] = -100
+    positions = torch.arange(targets.shape[1]).expand(len(targets), -1)
+    batch = Batch(tokens[:, :-1].contiguous(), targets, positions, None, None, {"passages": passages})
+    loss = reading(CHUNK)(model, batch)
+    told = log_probs(model, tokens[:, :-1], passages, CHUNK)
+    wanted = F.nll_loss(told.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    assert int(loss.weight) == targets.numel() - 3
+    assert torch.allclose(loss.sum, wanted, rtol=1e-4)
 
 
 def test_cost_and_shape_are_those_of_the_spec() -> None:
@@ -103,12 +148,13 @@ def test_cost_and_shape_are_those_of_the_spec() -> None:
 
 
 def secrets(seed: int, rows: int = 16) -> tuple[Batch, Tensor]:
-    """A text whose second chunk repeats a word that stands in the first chunk's passage alone; chance is 1 in 15."""
+    """A text whose second chunk repeats a word that stands in the first chunk's passage alone, after the token that the
+    first chunk ends with; chance is 1 in 15."""
     generator = torch.Generator().manual_seed(seed)
     word = torch.randint(1, 16, (rows, 1), generator=generator)
     tokens = torch.cat((torch.full((rows, CHUNK), 20), word.expand(-1, CHUNK), word), 1)
     passages = torch.randint(21, VOCAB, (rows, 2, 1, EACH), generator=generator)
-    passages[:, 0, 0, 2:3] = word
+    passages[:, 0, 0, 1], passages[:, 0, 0, 2:3] = 20, word
     targets = torch.full_like(tokens[:, 1:], -100)
     targets[:, CHUNK - 1] = word[:, 0]
     positions = torch.arange(2 * CHUNK).expand(rows, -1)

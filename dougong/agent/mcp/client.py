@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
     from mcp_types import CallToolResult, ContentBlock
     from mcp_types import Tool as Offered
 
-PAGES = 50
-"""pages of a list of tools, for one that never ends"""
+PAGES, MANY = 50, 1000
+"""pages of a list of tools, for one that never ends; tools in it"""
+SAID = 64_000
+"""characters of a tool's description and schema: all of them stand in every prompt"""
+_NAME = re.compile(r"[\w./:-]{1,100}")
 
 logging.getLogger("mcp").addHandler(logging.NullHandler())  # what matters in it comes as a ToolError
 
@@ -86,13 +92,14 @@ def _listed(link: Link) -> list[Offered]:
     for _ in range(PAGES):
         page = link.ask(lambda client, cursor=cursor: client.list_tools(cursor=cursor))
         found += page.tools
+        if len(found) > MANY:
+            raise ToolError(f"{link.name} offers more than {MANY:,} tools")
         cursor = page.next_cursor
         if not cursor:
             break
     else:
         raise ToolError(f"{link.name} lists its tools without an end; more than {PAGES} pages")
-    names = [tool.name for tool in found]
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, count in Counter(tool.name for tool in found).items() if count > 1]
     if twice:
         raise ToolError(f"{link.name} offers two tools called {twice[0]!r:.80}")
     return found
@@ -108,8 +115,12 @@ def _schema(server: str, offered: Offered) -> dict[str, Any]:
         Draft202012Validator.check_schema(schema)
     except (SchemaError, RecursionError) as error:
         raise ToolError(f"{where} has a malformed schema: {str(error).splitlines()[0][:200]}") from None
-    if not 0 < len(offered.name) <= 100:
-        raise ToolError(f"{where} has a name of {len(offered.name)} characters; expected 1 to 100")
+    if not _NAME.fullmatch(offered.name):
+        expected = "expected 1 to 100 letters, digits and _ - . / :"
+        raise ToolError(f"{where} has a name of {len(offered.name)} characters; {expected}")
+    size = len(offered.description or "") + len(json.dumps(schema, ensure_ascii=False))
+    if size > SAID:
+        raise ToolError(f"{where} is described in {size:,} characters; expected at most {SAID:,}")
     return schema
 
 
@@ -117,8 +128,6 @@ def _text(result: CallToolResult) -> str:
     """What a result says; what is no text is named."""
     parts = [_block(block) for block in result.content]
     if not parts and result.structured_content is not None:
-        import json
-
         return json.dumps(result.structured_content, ensure_ascii=False)
     return "\n".join(parts)
 

@@ -7,6 +7,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
@@ -57,7 +58,17 @@ def fetch(
             url = urljoin(target.url, where)
             if page.status in (301, 302, 303):  # RFC 9110, 15.4: what was sent is not sent again
                 method, body = "GET", None
+            _may_follow(target, _target(url), method)
         raise DougongError(f"{url!r:.80}: more than {REDIRECTS} redirects")
+
+
+def _may_follow(one: _Target, other: _Target, method: str) -> None:
+    """Raises DougongError for a redirect that would send headers in the clear which were sent under TLS, or a body to
+    another host than the one that was asked (and, for a tool that writes, approved)."""
+    if one.secure and not other.secure:
+        raise DougongError(f"{one.url!r:.80} leads from https to {other.url!r:.80}; that is not followed")
+    if method != "GET" and (one.host, one.port) != (other.host, other.port):
+        raise DougongError(f"{one.url!r:.80} leads what was sent on to {other.url!r:.80}; ask that host itself")
 
 
 def _target(url: str) -> _Target:
@@ -125,7 +136,7 @@ class _Pinned(http.client.HTTPConnection):
         error: OSError | None = None
         for address in self.addresses:
             try:
-                plain = socket.create_connection((str(address), self.port), self.deadline.seconds)
+                plain = socket.create_connection((str(address), self.port), self.deadline.left())
             except OSError as failed:
                 error = failed
                 continue
@@ -143,6 +154,7 @@ class _Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self._end_at = time.monotonic() + seconds
         self._over = threading.Event()
         self._sockets: list[socket.socket] = []
         self._timer = threading.Timer(seconds, self._end)
@@ -159,6 +171,13 @@ class _Deadline:
         self._sockets.append(held)
         if self._over.is_set():
             self._end()
+
+    def left(self) -> float:
+        """Seconds until the end, for what is not a held socket yet. Raises TimeoutError where there are none."""
+        left = self._end_at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time is left")
+        return left
 
     def check(self, url: str) -> None:
         if self._over.is_set():

@@ -200,7 +200,9 @@ class SqliteStore(Store):
             self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, value))
 
     def generation(self) -> int:
-        return int(self.notes().get("generation", "0"))
+        with self._explained():
+            row = self._db.execute("SELECT value FROM notes WHERE key = 'generation'").fetchone()
+        return 0 if row is None else int(row[0])
 
     def kept_in(self) -> Path | None:
         return self._folder
@@ -210,4 +212,6 @@ class SqliteStore(Store):
 
 
 def _chunk(row: tuple[int, str, int, int, str, str]) -> Chunk:
-    return Chunk(row[4], row[1], row[2], row[3], json.loads(row[5]))
+    chunk = Chunk(row[4], row[1], row[2], row[3], json.loads(row[5]))
+    chunk.__dict__["id"] = row[0]  # its key: a search asks for it often, and hashing the text anew takes longer
+    return chunk

@@ -173,6 +173,10 @@ def test_only_some_tools_and_no_belief_in_hints():
         ("array", "failed: ValidationError: .* Input should be 'object'"),
         ("twice", "offers two tools called 'echo'"),
         ("unnamed", "has a name of 0 characters"),
+        ("ordering", "has a name of 18 characters; expected 1 to 100 letters"),
+        ("talkative", "is described in .* characters; expected at most 64,000"),
+        ("wide", "is described in .* characters; expected at most 64,000"),
+        ("many", "offers more than 1,000 tools"),
         ("endless list", "lists its tools without an end"),
     ],
 )

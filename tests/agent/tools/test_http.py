@@ -48,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/moved":
             return self.answer(303, b"", {"Location": "/got"})
+        if self.path.startswith("/on?"):
+            return self.answer(308, b"", {"Location": self.path[4:]})
         if self.path == "/kept":
             return self.answer(307, b"", {"Location": "/echo"})
         return self.answer(200, self.headers["Content-Type"].encode() + b" " + body)
@@ -115,6 +117,18 @@ def test_what_is_sent(site):
         with pytest.raises(ToolError, match="the body is missing or there are two"):
             post.call({"url": site.url("/"), **body})
     assert len(http([site.host], post=False)) == 1
+
+
+def test_what_is_sent_goes_to_no_other_host_than_was_asked(site):
+    other = Site()
+    try:
+        get, post = http([site.host, other.host])
+        assert get.call({"url": site.url(f"/to?{other.url('/x')}")}).startswith("GET /x")
+        with pytest.raises(ToolError, match="leads what was sent on to"):
+            post.call({"url": site.url(f"/on?{other.url('/echo')}"), "text": "the approved body"})
+        assert post.call({"url": site.url("/on?/echo"), "text": "hi"}).endswith("hi")
+    finally:
+        other.server.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -228,6 +242,8 @@ def test_certificates_are_checked_against_the_name(secure, monkeypatch):
         get.call({"url": f"https://localhost:{port}/"})
     monkeypatch.setenv("SSL_CERT_FILE", certificate)
     assert get.call({"url": f"https://localhost:{port}/x"}) == f"GET /x localhost:{port}"
+    with pytest.raises(ToolError, match="leads from https to"):  # where it would be read on the way
+        get.call({"url": f"https://localhost:{port}/to?http://localhost:{port}/"})
     with pytest.raises(ToolError, match="SSLCertVerificationError"):  # the address is not what it names
         get.call({"url": f"https://127.0.0.1:{port}/"})
 
@@ -276,6 +292,21 @@ def test_an_address_that_carries_another_is_as_public_as_that(address):
     sixtofour = ipaddress.IPv6Address(0x2002 << 112 | number << 80)
     nat64 = ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) | number)
     assert is_public(mapped) == is_public(sixtofour) == is_public(nat64) == is_public(address)
+
+
+def test_hosts_that_never_answer_share_the_seconds(monkeypatch):
+    given: list[float] = []
+
+    def create(address: tuple[str, int], timeout: float) -> socket.socket:
+        given.append(timeout)
+        time.sleep(min(timeout, 0.2))
+        raise TimeoutError("no answer")
+
+    resolves(monkeypatch, *(f"93.184.216.{last}" for last in range(1, 60)))
+    monkeypatch.setattr(socket, "create_connection", create)
+    with pytest.raises(ToolError, match=r"longer than 0\.5 seconds|cannot be fetched"):
+        http(["example.com"], seconds=0.5)[0].call({"url": "http://example.com/"})
+    assert given == sorted(given, reverse=True) and len(given) < 59  # each has what is left, no more
 
 
 def test_a_port_taken_by_no_one():

@@ -166,9 +166,10 @@ def test_limits_are_checked(limit: Any) -> None:
 
 
 def test_every_so_many_layers_by_the_first_of_several_names() -> None:
-    full = nth("every _every", 3, 2)
-    assert [full(Reader("toy", {}), index) for index in range(6)] == [False, False, True] * 2
-    assert [full(Reader("toy", {"_every": 2}), index) for index in range(4)] == [True, False] * 2
+    full, last = nth("every _every", 3, 0), nth("every _every", 3, -1)
+    assert [full(Reader("toy", {}), index) for index in range(6)] == [True, False, False] * 2
+    assert [last(Reader("toy", {}), index) for index in range(6)] == [False, False, True] * 2
+    assert [last(Reader("toy", {"_every": 2}), index) for index in range(4)] == [False, True] * 2
     assert full(Reader("toy", {"every": 1, "_every": 2}), 3)
     with pytest.raises(DougongError, match="_every is 0; expected at least 1"):
         full(Reader("toy", {"_every": 0}), 0)

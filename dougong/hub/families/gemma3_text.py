@@ -29,7 +29,7 @@ TABLE = Table(
         bias(),
         SCALE,
         cap("final_logit_softcapping", "head.softcap"),
-        local_layers(4096, nth("sliding_window_pattern _sliding_window_pattern", 6, 5)),
+        local_layers(4096, nth("sliding_window_pattern _sliding_window_pattern", 6, -1)),
         turns_by_window(1e6, 1e4),
     ),
     always={**SANDWICH, "mixer.qk_norm": the_norm},

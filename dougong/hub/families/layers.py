@@ -317,7 +317,8 @@ def write_layer_types(spec: ModelSpec) -> dict[str, Any]:
 
 
 def nth(names: str, usual: int, first: int) -> Callable[[Reader, int], bool]:
-    """For `local_layers`: every so many layers, from layer first % step on. Names: of the key, or of several."""
+    """For `local_layers`: every so many layers, from layer first % step on; -1 is the last of each so many. Names: of
+    the key, or of several."""
 
     def full(config: Reader, index: int) -> bool:
         step, *_ = [*(config.integer(name) for name in names.split() if config.raw(name) is not None), usual]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from dougong.parts.low_rank import products, projection
 from dougong.parts.shapes import Float
 
+LightningTable = Literal["slope_rate", "query_decay", "key_decay", "diagonal_decay"]
+
+
+def _share(layer: int, depth: int) -> float:
+    """Of ALiBi's slopes: 1 in the first layer, next to nothing in the last."""
+    return 1 - layer / (depth - 1 + 1e-5) + 1e-5
+
 
 @dataclass(frozen=True)
 class FixedDecay:
     """g = log(gamma_h), one number a head that is not trained (RetNet, Sun et al. 2023; lightning attention)."""
 
     tagged: ClassVar[bool] = True
+    TABLES: ClassVar[tuple[LightningTable, ...]] = get_args(LightningTable)
 
     logs: tuple[float, ...]
 
@@ -31,6 +39,27 @@ class FixedDecay:
     def slopes(heads: int, share: float = 1.0) -> FixedDecay:
         """ALiBi's slopes 2^(-8h/H), h = 1 ... H, times `share` (in lightning attention it falls with depth)."""
         return FixedDecay(tuple(-share * 2.0 ** (-8 * (head + 1) / heads) for head in range(heads)))
+
+    @staticmethod
+    def lightning(heads: int, layer: int, depth: int) -> FixedDecay:
+        """Those of lightning attention (Qin et al. 2024, arXiv 2401.04658) in layer `layer` of `depth`."""
+        return FixedDecay.slopes(heads, _share(layer, depth))
+
+    @staticmethod
+    def table(name: LightningTable, heads: int, block: int, layer: int, depth: int) -> Tensor:
+        """One of the tables that files of lightning attention hold: the slopes, and the decays of a block of so many
+        tokens, of what its queries read from before it, of what its keys leave behind it, and of what they are to each
+        other. In the order of operations of those files, so that not even rounding differs."""
+        slope = ((1 / (2 ** (8 / heads))) ** (torch.arange(heads) + 1) * _share(layer, depth))[:, None, None]
+        place = torch.arange(block)[:, None] + 1
+        apart = slope * (place - place.mT)[None, None]
+        tables: dict[LightningTable, Tensor] = {
+            "slope_rate": slope,
+            "query_decay": torch.exp(-slope * place),
+            "key_decay": torch.exp(-slope * (block - place)),
+            "diagonal_decay": torch.exp(torch.where(apart >= 0, -apart, float("-inf"))),
+        }
+        return tables[name]
 
     def build(self, width: int, heads: int, size: int) -> FixedDecayLayer:
         return FixedDecayLayer(self)

@@ -106,13 +106,17 @@ class Axes:
 @dataclass(frozen=True)
 class Rope(Position):
     """Rotary positions on the first `size` coordinates of each head (an even number). With axes, tokens that have
-    coordinates of their own (`ctx.coordinates`) turn by them; all others have one position on every axis."""
+    coordinates of their own (`ctx.coordinates`) turn by them; all others have one position on every axis.
+
+    spread: the d in theta^(-2i/d) where it is not `size`: transformers turns one coordinate more than an odd d.
+    """
 
     size: int
     theta: float = 10000.0
     interleaved: bool = False
     scaling: Scaling | None = None
     axes: Axes | None = None
+    spread: int | None = None
 
     def rotate(
         self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B T K d"], ctx: Context
@@ -163,7 +167,7 @@ class Rope(Position):
 @lru_cache(maxsize=256)
 def _frequencies(rope: Rope, stage: int) -> tuple[Tensor, float]:
     """Radians a position for each pair, (size / 2) float32, and the factor on cos and sin."""
-    size, scaling, theta = rope.size, rope.scaling, rope.theta
+    size, scaling, theta = rope.spread or rope.size, rope.scaling, rope.theta
     if isinstance(scaling, NTK):
         theta *= scaling.factor ** (size / (size - 2))
     elif isinstance(scaling, DynamicNTK):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dougong.hub.families.fields import Given, Keys, Parts, activation, integer, search
-from dougong.hub.families.layers import GATED, outer, whole_heads
+from dougong.hub.families.layers import GATED, outer, plain_heads
 from dougong.hub.families.names import llama_keys, named
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import Table
@@ -44,8 +44,7 @@ TABLE = Table(
     GATED,
     (
         *outer(context=Keys()),
-        integer("num_attention_heads", "mixer.heads mixer.kv_heads"),
-        whole_heads("num_attention_heads"),
+        *plain_heads("num_attention_heads"),
         search(_ask, _ways),
         integer("intermediate_size", "ffn.hidden"),
         activation("hidden_act", "ffn.activation", "silu"),

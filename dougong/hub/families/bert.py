@@ -9,21 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dougong.hub.families.encoders import MASKED, PRETRAINING, EncoderHeads, encoder_keys, encoder_table, write_kind
-from dougong.hub.families.fields import Given, integer
+from dougong.hub.families.fields import activation, integer
 from dougong.hub.families.tasks import BARE, SPAN
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Transform
 
 FAMILY = "bert"
 POSITION = integer("max_position_embeddings", "model.context embedding.position.size", 512)
 
 
-def _transform(body: ModelSpec, given: Given) -> Transform:
-    return Transform(given["ffn"]["activation"], body.layers[0].norm)
-
-
-TABLE = encoder_table(FAMILY, POSITION, EncoderHeads("Bert", _transform, pretrained=True))
+TRANSFORM = activation("hidden_act", "transform.activation", "gelu", tanh="gelu_new")
+TABLE = encoder_table(FAMILY, POSITION, EncoderHeads("Bert", pretrained=True), TRANSFORM)
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dougong.hub.families.fields import Given, Keys, choice, share
 from dougong.hub.families.layers import PLAIN, sizes
-from dougong.hub.families.names import LLAMA_NORMS, MEGATRON, by_head, key_map, spelled
+from dougong.hub.families.names import key_map, megatron
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import BIASES, LAYER_NORM, Table, the_norm
 from dougong.hub.keymap import KeyMap
@@ -44,9 +44,6 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    layer = (
-        *spelled({**LLAMA_NORMS, **MEGATRON, "self_attention.dense": "mixer.o"}),
-        *by_head("self_attention.query_key_value", spec),
-    )
+    layer = megatron("self_attention", spec)
     outside = {"word_embeddings": "embedding", "word_embeddings_layernorm": "embedding.norm", "ln_f": "norm"}
     return key_map("transformer.", "h.{i}", layer, outside)

@@ -7,11 +7,11 @@ from typing import Any
 
 from dougong.hub.families.fields import Entry, Given, Keys, Parts, flag, integer, optional, share
 from dougong.hub.families.layers import outer
-from dougong.hub.families.names import FFN, LLAMA_NORMS, below, llama_keys
+from dougong.hub.families.names import FFN, LLAMA_NORMS, below, llama_keys, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns, write_rope
-from dougong.hub.families.sparse import ACTIVATION, CORRECTION, SHARED, expert_names, shared
-from dougong.hub.keymap import KeyMap
+from dougong.hub.families.sparse import ACTIVATION, SHARED, correction, expert_names
+from dougong.hub.keymap import KeyMap, Rule
 from dougong.model.spec import ModelSpec
 from dougong.parts.experts import MoE
 from dougong.parts.latent import LatentAttention
@@ -49,7 +49,7 @@ LATENT = (
 )
 
 
-def deepseek(context: int, hidden: int, *more: Entry, shared_experts: int = 1) -> tuple[Entry, ...]:
+def deepseek(context: int, hidden: int, *more: Entry) -> tuple[Entry, ...]:
     """The keys of all three, and `more`. The numbers are the family's for keys that the config leaves out."""
     return (
         *outer(context=context),
@@ -59,7 +59,6 @@ def deepseek(context: int, hidden: int, *more: Entry, shared_experts: int = 1) -
         turns(size="rope_size", interleaved=True),
         Keys(_ask_scale, _tell_scale),
         *more,
-        shared(shared_experts),
     )
 
 
@@ -88,6 +87,10 @@ def _tell_scale(parts: Parts) -> dict[str, Any]:
     return {"rope_scaling": {**write_rope(parts.family, mixer.position)["rope_scaling"], "mscale_all_dim": all_dim}}
 
 
+def latent_rules(mixer: object) -> tuple[Rule, ...]:
+    return spelled(latent_names(mixer))
+
+
 def latent_names(mixer: object) -> dict[str, str]:
     """Of such a mixer's matrices and norms: foreign names and ours."""
     straight = isinstance(mixer, LatentAttention) and mixer.q_rank is None
@@ -108,4 +111,4 @@ INDEXER = {"wq_b": "q", "wk": "k", "k_norm": "k_norm", "weights_proj": "weights"
 def deepseek_keys(spec: ModelSpec) -> KeyMap:
     mixer = {**latent_names(spec.layers[0].mixer), **below("indexer.", "indexer.", INDEXER)}
     norms = {**LLAMA_NORMS, **expert_names("mlp", FFN, "shared_experts")}
-    return llama_keys(norms, mixer, FFN, more=[CORRECTION])
+    return llama_keys(norms, mixer, FFN, more=correction("mlp.gate"))

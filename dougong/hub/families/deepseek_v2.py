@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dougong.hub.families.deepseek import ABSENT, KINDS, UNUSED, deepseek, deepseek_keys
-from dougong.hub.families.fields import Given, Keys, Parts, flag, integer
+from dougong.hub.families.fields import Given, Keys, Parts, flag
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.sparse import first_dense, grouped
 from dougong.hub.families.table import Table
@@ -38,12 +38,10 @@ TABLE = Table(
     deepseek(
         2048,
         11008,
-        integer("moe_intermediate_size", "experts.hidden", 1407),
-        *grouped(64, 0),
+        *grouped(64, 0, 1407, common=2, names="n_routed_experts num_experts_per_tok n_shared_experts n_group"),
         Keys(_ask, _tell),
         flag("mlp_bias", "dense.bias experts.shared.bias", False),
         first_dense(0),
-        shared_experts=2,
     ),
     always={"experts.router.normalise": False},
     said={"scoring_func": "softmax", "moe_layer_freq": 1},

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.deepseek import ABSENT, KINDS, UNUSED, deepseek, deepseek_keys
-from dougong.hub.families.fields import Given, Keys, Parts, flag, integer
+from dougong.hub.families.fields import Given, Keys, Parts
 from dougong.hub.families.names import with_predicting_layers
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.sparse import PREDICTING, SIGMOID, first_dense, grouped
@@ -20,12 +20,7 @@ from dougong.model.spec import ModelSpec
 
 FAMILY = "deepseek_v3"
 SAID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
-EXPERTS = (
-    integer("moe_intermediate_size", "experts.hidden", 2048),
-    *grouped(256, 8, scale=2.5, groups=8, top=4),
-    flag("norm_topk_prob", "experts.router.normalise", True),
-    PREDICTING,
-)
+EXPERTS = (*grouped(256, 8, 2048, scale=2.5, groups=8, top=4), PREDICTING)
 
 
 def _ask(config: Reader, given: Given) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from dougong.hub.families.fields import Entry, Given, activation, integer, share
-from dougong.hub.families.layers import PLAIN, outer, whole_heads
+from dougong.hub.families.layers import PLAIN, outer, plain_heads
 from dougong.hub.families.names import key_map, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import BIASES, LAYER_NORM, Table, the_norm
@@ -39,8 +39,9 @@ NEXT = ("follows", "random")  # the next sentence: cls.seq_relationship's two nu
 class EncoderHeads:
     """Of an encoder whose family has `name` in `architectures`.
 
-    transform   what stands before the head over the vocabulary, made of the encoder and of what was read
-    pooler      what stands before the classes, and alone on a bare model; None: `transform`, before the classes of
+    A transform with the layers' norm stands before the head over the vocabulary: its fields are those of "transform".
+
+    pooler      what stands before the classes, and alone on a bare model; None: the transform, before the classes of
                 tokens too
     pretrained  there is a head for the next sentence beside the one over the vocabulary
     dropout     of classifiers where `classifier_dropout` does not say; None: that of the embeddings
@@ -48,7 +49,6 @@ class EncoderHeads:
     """
 
     name: str
-    transform: Callable[[ModelSpec, Given], Transform]
     pooler: Transform | None = POOLER
     pretrained: bool = False
     dropout: float | None = None
@@ -61,7 +61,7 @@ class EncoderHeads:
         known = (MASKED, BARE, *[PRETRAINING][: self.pretrained], CLASSES, TOKENS, SPAN)
         kind = read_architecture(config, self.name, known, MASKED)
         dropout = read_dropout(config, body.embedding.dropout if self.dropout is None else self.dropout)
-        transform = self.transform(body, given)
+        transform = Transform(norm=body.layers[0].norm, **given["transform"])
         pooled = self.pooler is not None and config.flag("add_pooling_layer", True)
         before = {"transform": self.pooler or transform, **({"first_dropout": dropout} if self.twice else {})}
         classifier = {**before, **given.get("task", {})}
@@ -86,11 +86,12 @@ def write_kind(family: str, spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     return write_task(family, spec, MASKED)
 
 
-def encoder_table(family: str, position: Entry, heads: EncoderHeads) -> Table:
+def encoder_table(family: str, position: Entry, heads: EncoderHeads, transform: Entry) -> Table:
+    """transform: the key of its activation."""
     keys = (
+        transform,
         *outer(None, 768, 12, position, 1e-12, tied=True, eps_key="layer_norm_eps"),
-        integer("num_attention_heads", "mixer.heads mixer.kv_heads", 12),
-        whole_heads("num_attention_heads"),
+        *plain_heads("num_attention_heads", 12),
         share("attention_probs_dropout_prob", "mixer.dropout", 0.1),
         integer("intermediate_size", "ffn.hidden", 3072),
         activation("hidden_act", "ffn.activation", "gelu", tanh="gelu_new"),

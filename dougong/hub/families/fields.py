@@ -2,19 +2,20 @@
 
 A place is a part and its field, such as "mixer.heads". The parts are "model", "layers" (whose depth is their number),
 "layer", "norm", "head", "embedding", "task", "transform" (of the head, or of the task's), and those that a table names
-in its kinds; a part of a part is "experts.router".
+in its kinds; a part of a part is "experts.router". "layer:mixer" is "layer" where the mixer is of that kind alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import product
 from typing import Any, Protocol, final, runtime_checkable
 
 from dougong.base import DougongError
 from dougong.hub.families.common import ACTIVATIONS, read_activation, write_activation
-from dougong.hub.families.reader import Reader
+from dougong.hub.families.reader import INFINITE, Reader
 from dougong.model.spec import ModelSpec
 
 Given = dict[str, dict[str, Any]]
@@ -143,6 +144,52 @@ def search(ask: Callable[[Reader, Given], None], ways: Callable[[Parts], Iterabl
     return Keys(ask, lambda parts: next((keys for keys in ways(parts) if agrees(parts, keys)), {}))
 
 
+def together(usual: Mapping[str, Any], rows: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Keys:
+    """Keys that say something only together.
+
+    usual  the keys, and what missing ones mean
+    rows   a value for each of them, or a tuple of values that mean the same; and the fields that are then set, by
+           place: values, or functions of what was read before. What is in no row is refused; written are the first
+           values of the first row that means what the spec has
+    """
+    alike = [[each if isinstance(each, tuple) else (each,) for each in row] for row in rows]
+
+    def ask(config: Reader, given: Given) -> None:
+        values = [default if (value := config.raw(key)) is None else value for key, default in usual.items()]
+        found = next((row for row, known in zip(rows, alike, strict=True) if all(map(_among, values, known))), None)
+        if found is None:
+            raise _not_together(config, dict(zip(usual, values, strict=True)), alike)
+        for places, value in rows[found].items():
+            put(given, places, made(value, given))
+
+    return search(ask, lambda parts: (dict(zip(usual, (each[0] for each in row), strict=True)) for row in alike))
+
+
+def _not_together(config: Reader, values: Mapping[str, Any], rows: Sequence[Sequence[tuple[Any, ...]]]) -> DougongError:
+    """What to say of values of which no row has all: the first that is in none, or the rows that have the first."""
+    for column, (key, value) in enumerate(values.items()):
+        known = [each for row in rows for each in row[column]]
+        if not _among(value, known):
+            return config.wrong(key, value, " or ".join(dict.fromkeys(map(json.dumps, known))))
+    first = next(iter(values.values()))
+    near = [[json.dumps(each[0]) for each in row] for row in rows if _among(first, row[0])]
+    return config.wrong(", ".join(values), [*values.values()], " or ".join(map(", ".join, near)))
+
+
+def either(name: str, place: str, usual: bool, yes: Any, no: Any) -> Keys:
+    """A flag that stands for one of two values, or functions of what was read before."""
+    return together({name: usual}, {(True,): {place: yes}, (False,): {place: no}})
+
+
+def _among(value: Any, known: Iterable[Any]) -> bool:
+    return any(type(value) is type(each) and value == each for each in known)  # true is not 1
+
+
+def made(value: Any, given: Given) -> Any:
+    """A value that is told as such, or as a function of what was read."""
+    return value(given) if callable(value) and not is_dataclass(value) else value
+
+
 def put(given: Given, places: str, value: Any) -> None:
     """Set the fields at some places, apart by spaces."""
     for place in places.split():
@@ -195,8 +242,36 @@ def share(name: str, place: str, usual: float = 0.0) -> Key:
     return Key(name, place, Reader.share, usual)
 
 
+def pair(first: str, second: str, place: str, usual: tuple[float, float]) -> Keys:
+    """Two numbers in one field."""
+
+    def ask(config: Reader, given: Given) -> None:
+        put(given, place, tuple(map(config.number, (first, second), usual)))
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        found = parts.find(place)
+        return {} if found is _NOTHING else dict(zip((first, second), found, strict=True))
+
+    return Keys(ask, tell)
+
+
+def limits(name: str, place: str, usual: tuple[float, float | None] = (0.0, None)) -> Key:
+    """The least and the largest number; None: there is no largest."""
+    return Key(name, place, Reader.limits, usual, tell=lambda found: [INFINITE[-1] if n is None else n for n in found])
+
+
+def shares(usual: float = 0.0, **places: str) -> tuple[Key, ...]:
+    """`share`, of keys and their places."""
+    return tuple(share(name, place, usual) for name, place in places.items())
+
+
 def flag(name: str, place: str, usual: Any) -> Key:
     return Key(name, place, Reader.flag, usual)
+
+
+def flags(usual: bool, **places: str) -> tuple[Key, ...]:
+    """`flag`, of keys and their places."""
+    return tuple(flag(name, place, usual) for name, place in places.items())
 
 
 def window(name: str, place: str, usual: int | None = None) -> Key:
@@ -243,10 +318,10 @@ def inside(
     *keys: Entry,
     said: Mapping[str, Any] | None = None,
     silent: str = "",
-    beside: Mapping[str, str] | None = None,
 ) -> Keys:
-    """Keys under another key, as in a `Table`; beside: as `Reader.inside` has it."""
+    """Keys under another key, as in a `Table`; `also` is another name of one that may stand beside that key."""
     always = said or {}
+    beside = {key.name: key.also for key in keys if isinstance(key, Key) and key.also}
 
     def ask(config: Reader, given: Given) -> None:
         inner = config.inside(name, beside)

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from dougong.hub.families.common import read_activation
-from dougong.hub.families.fields import Given, activation
+from dougong.hub.families.fields import activation
 from dougong.hub.families.layers import GATED, bias, decoder
 from dougong.hub.families.names import LLAMA_KEYS
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
-from dougong.hub.families.table import Table
+from dougong.hub.families.table import Table, root_of_width
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
@@ -28,11 +28,7 @@ def _ask_activation(config: Reader, key: str, usual: str) -> Any:
     return read_activation(config, key, usual) if config.raw(key) != "gelu" else "gelu_tanh"
 
 
-def _root(given: Given) -> float:
-    return given["model"]["width"] ** 0.5
-
-
-ALWAYS = {"norm.offset": 1.0, "embedding.factor": _root}
+ALWAYS = {"norm.offset": 1.0, "embedding.factor": root_of_width}
 ACTIVATION = replace(activation("hidden_act", "ffn.activation", "gelu_pytorch_tanh"), ask=_ask_activation)
 TABLE = Table(
     FAMILY,

@@ -10,20 +10,14 @@ from __future__ import annotations
 from dougong.hub.families.fields import cap
 from dougong.hub.families.gemma import KINDS
 from dougong.hub.families.gemma2 import ACTIVATION, SANDWICH, SCALE
-from dougong.hub.families.layers import bias, decoder, local_layers
+from dougong.hub.families.layers import bias, decoder, local_layers, nth
 from dougong.hub.families.names import SANDWICH_NORMS, llama_keys
-from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns_by_window
 from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
 FAMILY = "gemma3_text"
-
-
-def _full(config: Reader, index: int) -> bool:
-    every = config.integer("sliding_window_pattern", config.integer("_sliding_window_pattern", 6))
-    return (index + 1) % every == 0
 
 
 TABLE = Table(
@@ -35,7 +29,7 @@ TABLE = Table(
         bias(),
         SCALE,
         cap("final_logit_softcapping", "head.softcap"),
-        local_layers(4096, _full),
+        local_layers(4096, nth("sliding_window_pattern _sliding_window_pattern", 6, -1)),
         turns_by_window(1e6, 1e4),
     ),
     always={**SANDWICH, "mixer.qk_norm": the_norm},

@@ -6,22 +6,21 @@ Semantics: transformers' modeling_glm4_moe.
 
 from __future__ import annotations
 
-from dougong.hub.families.fields import Key, flag, integer
+from dougong.hub.families.fields import Key, flag
 from dougong.hub.families.layers import decoder
 from dougong.hub.families.names import with_predicting_layers
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
 from dougong.hub.families.sparse import (
     ACTIVATION,
-    CORRECTION,
     PLAIN,
     PREDICTING,
     SHARED,
     SIGMOID,
+    correction,
     expert_keys,
     first_dense,
     grouped,
-    shared,
 )
 from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
@@ -35,10 +34,7 @@ TABLE = Table(
     SHARED,
     (
         *decoder(131072, kv_heads=8, eps=1e-5, ffn="dense.hidden", act=ACTIVATION),
-        *grouped(128, 8),
-        integer("moe_intermediate_size", "experts.hidden", 1408),
-        flag("norm_topk_prob", "experts.router.normalise", True),
-        shared(1),
+        *grouped(128, 8, 1408),
         first_dense(1),
         flag("attention_bias", "mixer.bias", False),
         QK_NORM,
@@ -53,4 +49,4 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return with_predicting_layers(expert_keys("mlp", shared="shared_experts", more=[CORRECTION]), spec)
+    return with_predicting_layers(expert_keys("mlp", shared="shared_experts", more=correction("mlp.gate")), spec)

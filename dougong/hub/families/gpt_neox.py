@@ -7,8 +7,8 @@ Semantics: transformers' modeling_gpt_neox.
 from __future__ import annotations
 
 from dougong.hub.families.fields import Given, activation, choice, integer, share
-from dougong.hub.families.layers import PLAIN, bias, outer, whole_heads
-from dougong.hub.families.names import LLAMA_NORMS, MEGATRON, by_head, key_map, spelled
+from dougong.hub.families.layers import PLAIN, bias, outer, plain_heads
+from dougong.hub.families.names import key_map, megatron
 from dougong.hub.families.rope import turns
 from dougong.hub.families.table import LAYER_NORM, Table
 from dougong.hub.keymap import KeyMap
@@ -28,8 +28,7 @@ TABLE = Table(
     PLAIN,
     (
         *outer(context=2048, eps=1e-5, eps_key="layer_norm_eps"),
-        integer("num_attention_heads", "mixer.heads mixer.kv_heads"),
-        whole_heads("num_attention_heads"),
+        *plain_heads("num_attention_heads"),
         bias(usual=True),
         share("attention_dropout", "mixer.dropout"),
         turns(partial=0.25, theta_key="rotary_emb_base", share_key="rotary_pct"),
@@ -45,10 +44,7 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    layer = (
-        *spelled({**LLAMA_NORMS, **MEGATRON, "attention.dense": "mixer.o"}),
-        *by_head("attention.query_key_value", spec),
-    )
+    layer = megatron("attention", spec)
     return key_map(
         "gpt_neox.",
         "layers.{i}",

@@ -8,20 +8,17 @@ from dataclasses import replace
 
 from dougong.hub.families.fields import Entry, Given, integer
 from dougong.hub.families.layers import attention, bias, every, linear_layers, outer
-from dougong.hub.families.names import FFN, LLAMA_NORMS, below, both, mixed_keys, named, spelled, within
+from dougong.hub.families.names import FFN, bare, both, mixed_keys, named, spelled, within
 from dougong.hub.families.rope import turns
-from dougong.hub.families.sparse import DELTA_ACTIVATION, SHARED, expert_names
+from dougong.hub.families.sparse import DELTA_ACTIVATION, layer_rules
 from dougong.hub.families.table import the_norm
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
 from dougong.model.spec import ModelSpec
 from dougong.parts.attention import Attention
-from dougong.parts.decay import SoftplusDecay
 from dougong.parts.delta import DeltaNet
 from dougong.parts.norm import Norm
 from dougong.parts.rope import Axes
-
-KINDS = {**SHARED, "mixer": Attention, "delta": DeltaNet, "delta.decay": SoftplusDecay}
 
 
 def hybrid(depth: int, kv_heads: int, axes: Axes | None = None) -> tuple[Entry, ...]:
@@ -66,16 +63,10 @@ TRAINING = "router_aux_loss_coef"  # says nothing else
 
 DELTA = (
     *spelled({"conv1d": "convolutions.q convolutions.k convolutions.v", "norm": "norm", "out_proj": "o"}),
-    Rule("dt_bias", ("decay.bias",)),
-    Rule("A_log", ("decay.log_rate",)),
+    *bare({"dt_bias": "decay.bias", "A_log": "decay.log_rate"}),
 )
 # Norms and feed-forward of a layer, whatever its mixer.
-LAYER = {
-    **LLAMA_NORMS,
-    **below("mlp.", "ffn.", FFN),
-    **expert_names("mlp", FFN, "shared_expert"),
-    "mlp.shared_expert_gate": "ffn.shared_gate",
-}
+LAYER = (*layer_rules("mlp", FFN, "shared_expert"), *both("mlp.shared_expert_gate", "ffn.shared_gate"))
 PREDICTING = {
     "fc": "join",
     "norm": "norm",
@@ -95,10 +86,10 @@ def hybrid_keys(
         Attention: ("self_attn", _attention),
         DeltaNet: ("linear_attn", lambda mixer: (*projections(mixer), *DELTA)),
     }
-    layer, more = spelled(LAYER), ()
+    more = ()
     if spec.mtp is not None and spec.mtp.depth == 1 and isinstance(spec.mtp.layer.mixer, Attention):
-        more = _predicting(layer, spec.mtp.layer.mixer)
-    keys = mixed_keys(spec, layer, kinds, *more)
+        more = _predicting(LAYER, spec.mtp.layer.mixer)
+    keys = mixed_keys(spec, LAYER, kinds, *more)
     instead = (
         *within("model.layers.{i}", "layers.{i}", stacked),
         *within("mtp.layers.0", "mtp.layers.0.block", stacked),

@@ -18,8 +18,6 @@ from dougong.parts.ssm import Mamba
 
 FAMILY = "jamba"
 MAMBA = "mamba_expand mamba_d_state mamba_dt_rank mamba_d_conv mamba_proj_bias mamba_conv_bias"
-
-
 TABLE = Table(
     FAMILY,
     "JambaForCausalLM",
@@ -57,5 +55,5 @@ NAMES = {
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    kinds = {Attention: ("self_attn", lambda mixer: spelled(ATTENTION)), Mamba: ("mamba", lambda mixer: MIXER)}
+    kinds = {Attention: ("self_attn", spelled(ATTENTION)), Mamba: ("mamba", MIXER)}
     return mixed_keys(spec, spelled(NAMES), kinds, norm="final_layernorm")

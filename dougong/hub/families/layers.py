@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dougong.base import DougongError
 from dougong.hub.families.fields import (
     Entry,
     Given,
@@ -29,6 +30,8 @@ from dougong.parts.feedforward import MLP, GatedMLP
 GATED, PLAIN = {"mixer": Attention, "ffn": GatedMLP}, {"mixer": Attention, "ffn": MLP}
 """The kinds of most families' layers."""
 MISSING = object()
+HEADS = "mixer.heads mixer.kv_heads"
+"""As many key heads as heads."""
 KINDS = FULL, LOCAL = ("full_attention", "sliding_attention")
 
 
@@ -55,26 +58,33 @@ def outer(
 
 
 def sizes(
-    width: str, depth: str, heads: str, context: str, longest: int = 2048, learned: bool = False
+    width: str,
+    depth: str,
+    count: str,
+    context: str = "max_position_embeddings",
+    longest: int = 2048,
+    learned: bool = False,
+    eps: float | None = 1e-5,
+    usual: tuple[int | None, ...] = (None, None, None, None),
 ) -> tuple[Entry, ...]:
     """The usual keys in GPT-2's manner, under the family's names for them (older ones behind, apart by spaces): heads
     divide the width, norms are LayerNorm's, and the head is tied where the config does not say.
 
-    longest: the context where the config does not say; learned: it has as many positions, which are learned.
+    count: of heads; longest: the context where the config does not say; learned: it has as many positions, which are
+    learned; eps: None where norms have no key; usual: vocabulary, width, depth and heads where the config does not say.
     """
 
-    def size(names: str, place: str, usual: int | None = None) -> Key:
+    def size(names: str, place: str, usual: int | None) -> Key:
         name, *older = names.split()
         return integer(name, place, usual, also=" ".join(older))
 
     return (
-        integer("vocab_size", "model.vocab"),
-        size(width, "model.width"),
-        size(depth, "layers.depth"),
-        size(heads, "mixer.heads mixer.kv_heads"),
-        whole_heads(heads.split()[0]),
+        integer("vocab_size", "model.vocab", usual[0]),
+        size(width, "model.width", usual[1]),
+        size(depth, "layers.depth", usual[2]),
+        *plain_heads(count, usual[3]),
         size(context, "model.context embedding.position.size" if learned else "model.context", longest),
-        number("layer_norm_epsilon", "norm.eps", 1e-5),
+        *([] if eps is None else [number("layer_norm_epsilon", "norm.eps", eps)]),
         flag("tie_word_embeddings", "head.tied", True),
     )
 
@@ -148,6 +158,24 @@ def bias(name: str = "attention_bias", usual: bool = False, mixer: str = "mixer"
     return flag(name, f"{mixer}.bias {mixer}.out_bias", usual)
 
 
+def all_heads(key: str, mixer: str = "mixer") -> Callable[[Given], int]:
+    """As many key heads as heads: DougongError where `key` has told another number of them."""
+
+    def count(given: Given) -> int:
+        told, heads = given[mixer]["kv_heads"], given[mixer]["heads"]
+        if told != heads:
+            raise DougongError(f"config.json: {key} is {told}; expected {heads}, one for each head")
+        return heads
+
+    return count
+
+
+def plain_heads(names: str, usual: int | None = None) -> tuple[Entry, ...]:
+    """As many key heads as heads, which divide the width; older names of the key behind, apart by spaces."""
+    name, *older = names.split()
+    return integer(name, HEADS, usual, also=" ".join(older)), whole_heads(name)
+
+
 def whole_heads(key: str, mixer: str = "mixer") -> Keys:
     """The heads, told by `key`, divide the width."""
 
@@ -155,6 +183,24 @@ def whole_heads(key: str, mixer: str = "mixer") -> Keys:
         put(given, f"{mixer}.head_size", config.head_size(given["model"]["width"], key, given[mixer]["heads"]))
 
     return Keys(ask)
+
+
+def outputs(mixer: str, ffn: str | None = None) -> Keys:
+    """Keys for the share of each sublayer's output that is dropped; side by side, `ffn` is that of their sum, and
+    `mixer` says nothing. The keys of the wiring are read before. ffn: None where no key drops the feed-forward's."""
+
+    def ask(config: Reader, given: Given) -> None:
+        layer, first, second = given.setdefault("layer", {}), config.share(mixer), config.share(ffn) if ffn else 0.0
+        apart = first != second and not layer.get("wiring", "pre").startswith("parallel")
+        layer |= {"dropout": first, "ffn_dropout": second} if apart else {"dropout": second}
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        layer = parts.held["layer"]
+        second = layer.dropout if layer.ffn_dropout is None else layer.ffn_dropout
+        first = {} if layer.wiring.startswith("parallel") else {mixer: layer.dropout}
+        return {**first, **({ffn: second} if ffn else {})}
+
+    return Keys(ask, tell)
 
 
 def pattern(name: str, slot: str, kinds: Mapping[str, str], usual: Callable[[Reader, Given], Sequence[str]]) -> Keys:
@@ -173,6 +219,34 @@ def pattern(name: str, slot: str, kinds: Mapping[str, str], usual: Callable[[Rea
         return {name: [own[kind] for kind in kinds if kind]}
 
     return Keys(ask, tell)
+
+
+def numbered(slot: str, kinds: Mapping[str, str], usual: Callable[[int], str]) -> Keys:
+    """A key for each kind of a layer's mixer or feed-forward (`pattern`) that lists the layers of it, from 1 on.
+
+    usual: the kind of a layer, by its number from 0 on, where one of the keys is missing.
+    """
+
+    def ask(config: Reader, given: Given) -> None:
+        depth, found = given["layers"]["depth"], {kind: config.raw(key) for key, kind in kinds.items()}
+        told = [usual(index) for index in range(depth)]
+        if all(isinstance(numbers, list) for numbers in found.values()):
+            listed = [number for numbers in found.values() for number in numbers]
+            if len(listed) != depth or any(index + 1 not in listed for index in range(depth)):
+                raise config.wrong(" and ".join(kinds), [*found.values()], f"every number from 1 to {depth} once")
+            told = [next(kind for kind in found if index + 1 in found[kind]) for index in range(depth)]
+        given["layers"][slot] = told
+
+    def tell(parts: Parts) -> dict[str, Any]:
+        told = [parts.kind_of(getattr(layer, slot[:-1]), kinds.values()) for layer in parts.spec.layers]
+        return {key: [index + 1 for index, each in enumerate(told) if each == kind] for key, kind in kinds.items()}
+
+    return Keys(ask, tell)
+
+
+def everywhere(kind: str) -> Callable[[Given], list[str]]:
+    """The same kind in all layers, for "layers.mixers" or "layers.ffns"."""
+    return lambda given: [kind] * given["layers"]["depth"]
 
 
 def linear_layers(kind: str, usual: Callable[[Reader, Given], Sequence[str]]) -> Keys:
@@ -201,6 +275,29 @@ def turn(name: str, period: int, offset: int, slot: str, those: str, others: str
     return search(ask, ways)
 
 
+def some(number: str, usual: int, step: str, slot: str, those: str, others: str) -> Keys:
+    """Of one kind are so many layers, or every so many, which counts where both are there: the second of each, or all,
+    or none."""
+
+    def stepped(depth: int, some: int) -> int:
+        """As in transformers, 0 layers ask for one, and more than there are for none."""
+        return depth // some if some else depth
+
+    def ask(config: Reader, given: Given) -> None:
+        depth = given["layers"]["depth"]
+        size = config.integer(step, stepped(depth, config.integer(number, usual, least=0)), least=0)
+        given["layers"][slot] = in_turn(depth, size, 1, those, others)
+
+    def ways(parts: Parts) -> Iterable[dict[str, Any]]:
+        """Keys that agree with each other, before those that do not."""
+        told = [parts.kind_of(getattr(layer, slot[:-1]), (those, others)) for layer in parts.spec.layers]
+        depth = len(told)
+        yield from ({number: each, step: stepped(depth, each)} for each in (*range(1, depth + 2), 0))
+        yield from ({number: told.count(those), step: each} for each in range(depth + 1))
+
+    return search(ask, ways)
+
+
 def every(key: str, usual: int, others: str, those: str) -> Callable[[Reader, Given], list[str]]:
     """For `pattern`: the last of each so many layers, as `key` says, is of kind `those`."""
 
@@ -217,6 +314,17 @@ def windows_of(spec: ModelSpec) -> list[int | None]:
 
 def write_layer_types(spec: ModelSpec) -> dict[str, Any]:
     return {"layer_types": [KINDS[window is not None] for window in windows_of(spec)]}
+
+
+def nth(names: str, usual: int, first: int) -> Callable[[Reader, int], bool]:
+    """For `local_layers`: every so many layers, from layer first % step on; -1 is the last of each so many. Names: of
+    the key, or of several."""
+
+    def full(config: Reader, index: int) -> bool:
+        step, *_ = [*(config.integer(name) for name in names.split() if config.raw(name) is not None), usual]
+        return index % step == first % step
+
+    return full
 
 
 def local_layers(size: int, full: Callable[[Reader, int], bool], around: str = "") -> Keys:

@@ -6,34 +6,16 @@ and normalises each group alone.
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-from dougong.hub.families.fields import Given, Key, Keys, activation, flag, integer, repeated, usually
-from dougong.hub.families.names import spelled
+from dougong.hub.families.fields import Given, Keys, activation, flag, integer, limits, repeated, usually
+from dougong.hub.families.names import bare, spelled
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.ssm import OUTSIDE, WITHOUT_EFFECT, backbone, expand
+from dougong.hub.families.ssm import OUTSIDE, STEP, WITHOUT_EFFECT, backbone, expand
 from dougong.hub.families.table import Table
-from dougong.hub.keymap import KeyMap, Rule
+from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 from dougong.parts.ssd import Mamba2
 
 FAMILY = "mamba2"
-INFINITY = {"__float__": "Infinity"}
-
-
-def _read_steps(reader: Reader, key: str, usual: None) -> tuple[float, float | None]:
-    """The least and the largest time step; infinity (None) is spelled in several ways."""
-    given = reader.raw(key) if key in reader else [0.0, None]
-    steps: Any = given if isinstance(given, (list, tuple)) and len(given) == 2 else ("", "")
-    least, largest = steps[0], math.inf if steps[1] in (None, "Infinity", "inf", INFINITY) else steps[1]
-    if not {type(least), type(largest)} <= {int, float} or not 0 <= least <= largest:
-        raise reader.wrong(key, given, "the least and the largest time step")
-    return float(least), None if math.isinf(largest) else float(largest)
-
-
-def _write_steps(steps: tuple[float, float | None]) -> list[Any]:
-    return [steps[0], INFINITY if steps[1] is None else steps[1]]
 
 
 def _check(config: Reader, given: Given) -> None:
@@ -61,7 +43,7 @@ TABLE = Table(
         flag("use_bias", "mixer.bias", False),
         flag("use_conv_bias", "mixer.conv_bias", True),
         activation("hidden_act", "mixer.activation", "silu"),
-        Key("time_step_limit", "mixer.steps", _read_steps, tell=_write_steps),
+        limits("time_step_limit", "mixer.steps"),
     ),
     always={"mixer.eps": lambda given: given["norm"]["eps"]},
     said={"rms_norm": True},
@@ -72,5 +54,4 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 def keys(spec: ModelSpec) -> KeyMap:
     names = spelled({"in_proj": "gate up b c dt", "conv1d": "conv", "out_proj": "o"})
-    alone = {"dt_bias": "dt_bias", "A_log": "a_log", "D": "skip", "norm.weight": "norm"}
-    return backbone((*names, *(Rule(foreign, (own,)) for foreign, own in alone.items())))
+    return backbone((*names, *bare({**STEP, "dt_bias": "dt_bias", "norm.weight": "norm"})))

@@ -12,10 +12,11 @@ from dougong.hub.families.fields import Given, Keys, Parts
 from dougong.hub.families.layers import decoder
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
-from dougong.hub.families.sparse import ACTIVATION, ALL_SPARSE, NUMBERED, expert_keys, experts
+from dougong.hub.families.sparse import ACTIVATION, ALL_SPARSE, NUMBERED, correction, expert_keys, experts
 from dougong.hub.families.table import Table, the_norm
-from dougong.hub.keymap import KeyMap, Rule
+from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
+from dougong.parts.rope import Rope
 
 FAMILY = "minimax_m2"
 
@@ -27,7 +28,8 @@ def _ask(config: Reader, given: Given) -> None:
 
 
 def _tell(parts: Parts) -> dict[str, Any]:
-    return {"rotary_dim": getattr(parts.find("mixer.position"), "size", 0)}  # what released configs have
+    position = parts.find("mixer.position")  # what released configs have
+    return {"rotary_dim": (position.spread or position.size) if isinstance(position, Rope) else 0}
 
 
 TABLE = Table(
@@ -54,5 +56,4 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    correction = Rule("block_sparse_moe.e_score_correction_bias", ("ffn.router.correction",))
-    return expert_keys("block_sparse_moe", NUMBERED, more=[correction])
+    return expert_keys("block_sparse_moe", NUMBERED, more=correction("block_sparse_moe"))

@@ -9,6 +9,7 @@ from typing import Any
 from dougong.hub.keymap import CONCAT, LAYER, KeyMap, Rule
 from dougong.hub.layouts import Groups, Layout
 from dougong.model.spec import ModelSpec
+from dougong.parts.attention import Attention
 
 LLAMA_NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
 SANDWICH_NORMS = {
@@ -31,6 +32,11 @@ def spelled(names: Mapping[str, str], transpose: bool = False) -> tuple[Rule, ..
     return tuple(rule for foreign, own in names.items() for rule in both(foreign, *own.split(), transpose=transpose))
 
 
+def bare(names: Mapping[str, str], layout: Layout = CONCAT) -> tuple[Rule, ...]:
+    """The rules for tensors that are parameters themselves, without ".weight" behind their names: foreign, own."""
+    return tuple(Rule(foreign, (own,), layout=layout) for foreign, own in names.items())
+
+
 def within(foreign: str, own: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules with their names below two places."""
     return tuple(
@@ -42,19 +48,20 @@ def within(foreign: str, own: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
 def mixed_keys(
     spec: ModelSpec,
     layer: Iterable[Rule],
-    kinds: Mapping[type, tuple[str, Callable[[Any], Iterable[Rule]]]],
+    kinds: Mapping[type, tuple[str, Callable[[Any], Iterable[Rule]] | tuple[Rule, ...]]],
     *more: Rule,
     norm: str = "norm",
 ) -> KeyMap:
     """Names in Llama's manner where mixers are of several kinds, whose names overlap.
 
-    layer: the rules that all layers share; kinds: of each kind of mixer, what stands before the foreign names, and the
-    rules of one such mixer; norm: the name of the last one.
+    layer: the rules that all layers share; kinds: of each kind of mixer, what stands before the foreign names, and its
+    rules, or what makes those of one such mixer; norm: the name of the last one.
     """
     mixers: list[Rule] = []
     for index, each in enumerate(spec.layers):
-        block, rules = kinds.get(type(each.mixer), ("", lambda mixer: ()))
-        mixers += within(f"model.layers.{index}.{block}", f"layers.{index}.mixer", rules(each.mixer))
+        block, rules = kinds.get(type(each.mixer), ("", ()))
+        rules = rules(each.mixer) if callable(rules) else rules
+        mixers += within(f"model.layers.{index}.{block}", f"layers.{index}.mixer", rules)
     return key_map("model.", "layers.{i}", layer, {"embed_tokens": "embedding", norm: "norm"}, *mixers, *more)
 
 
@@ -123,14 +130,18 @@ def llama_keys(
     return replace(keys, constants=(*keys.constants, "model.rotary_emb.inv_freq"))
 
 
-# Of programs that descend from Megatron-LM.
-MEGATRON = {"mlp.dense_h_to_4h": "ffn.up", "mlp.dense_4h_to_h": "ffn.down"}
-
-
-def by_head(foreign: str, spec: ModelSpec) -> tuple[Rule, Rule]:
-    """Queries, keys and values of each head in turn, in one matrix."""
-    sizes = (getattr(spec.layers[0].mixer, "head_size", 1),) * 3
-    return both(foreign, "mixer.q", "mixer.k", "mixer.v", layout=Groups(sizes))
+def megatron(mixer: str, spec: ModelSpec, norms: Mapping[str, str] = LLAMA_NORMS) -> tuple[Rule, ...]:
+    """A layer in the manner of programs that descend from Megatron-LM: in one matrix of `mixer` lie, for each key head
+    in turn, all its queries, its key and its value."""
+    sizes = (1, 1, 1)
+    if isinstance(attention := spec.layers[0].mixer, Attention):
+        size = attention.head_size
+        sizes = (attention.heads // attention.kv_heads * size, size, size)
+    ffn = {"mlp.dense_h_to_4h": "ffn.up", "mlp.dense_4h_to_h": "ffn.down"}
+    return (
+        *spelled({**norms, f"{mixer}.dense": "mixer.o", **ffn}),
+        *both(f"{mixer}.query_key_value", "mixer.q", "mixer.k", "mixer.v", layout=Groups(sizes)),
+    )
 
 
 LLAMA_KEYS = llama_keys()

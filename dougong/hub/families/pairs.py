@@ -18,6 +18,8 @@ from dougong.parts.attention import Attention
 from dougong.parts.position import Relative
 
 SEQUENCES, ALONE = "ForConditionalGeneration", "EncoderModel"
+UNREAD = "is_encoder_decoder is_decoder"
+"""Keys that say what the class is."""
 SOURCE = {"model.head": None, "model.causal": False}
 """What no key says of an encoder."""
 
@@ -103,6 +105,10 @@ def pair_keys(
 
 KINDS = {"mixer": Attention, "mixer.position": Relative}
 """Of T5 and its kin, as all that follows."""
+
+
+UNGATED = {"wi": "up", "wo": "down"}
+"""The names of a feed-forward without a gate."""
 
 
 def _scale(given: Given) -> float:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dougong.hub.families.hybrid import ALWAYS, KINDS, TRAINING, experts, hybrid, hybrid_keys
+from dougong.hub.families.hybrid import ALWAYS, TRAINING, experts, hybrid, hybrid_keys
 from dougong.hub.families.names import spelled
 from dougong.hub.families.qwen3_next import MLP
+from dougong.hub.families.sparse import HYBRID
 from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Concat
@@ -21,7 +22,7 @@ from dougong.parts.experts import MoE
 from dougong.parts.rope import Axes
 
 AXES = Axes((11, 11, 10), interleaved=True)
-ONLY_DENSE = {name: kind for name, kind in KINDS.items() if not name.startswith("experts")}
+ONLY_DENSE = {name: kind for name, kind in HYBRID.items() if not name.startswith("experts")}
 DENSE = Table(
     "qwen3_5_text",
     "Qwen3_5ForCausalLM",
@@ -31,14 +32,12 @@ DENSE = Table(
     silent=TRAINING,
     predicts=True,
 )
-SPARSE = Table(
-    "qwen3_5_moe_text",
-    "Qwen3_5MoeForCausalLM",
-    {name: kind for name, kind in KINDS.items() if name != "dense"},
-    (*hybrid(40, 2, AXES), *experts(256, 8)),
-    always=ALWAYS,
-    silent=TRAINING,
-    predicts=True,
+SPARSE = replace(
+    DENSE,
+    family="qwen3_5_moe_text",
+    architecture="Qwen3_5MoeForCausalLM",
+    kinds={name: kind for name, kind in HYBRID.items() if name != "dense"},
+    keys=(*hybrid(40, 2, AXES), *experts(256, 8)),
 )
 # The released files keep all experts of a layer in one tensor; transformers writes one for each, and reads both.
 STACKED = (

@@ -8,9 +8,9 @@ transformers leaves out.
 from __future__ import annotations
 
 from dougong.hub.families.fields import flag, integer
-from dougong.hub.families.hybrid import ALWAYS, KINDS, TRAINING, experts, hybrid, hybrid_keys
+from dougong.hub.families.hybrid import ALWAYS, TRAINING, experts, hybrid, hybrid_keys
 from dougong.hub.families.names import both
-from dougong.hub.families.sparse import STEPS, unless_fewer
+from dougong.hub.families.sparse import HYBRID, STEPS, unless_fewer
 from dougong.hub.families.table import Table
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
@@ -23,7 +23,7 @@ NORMALISE = flag("norm_topk_prob", "experts.router.normalise", True)
 TABLE = Table(
     FAMILY,
     "Qwen3NextForCausalLM",
-    KINDS,
+    HYBRID,
     (*hybrid(48, 2), MLP, *experts(512, 10), NORMALISE, STEPS, unless_fewer(1)),
     always=ALWAYS,
     silent=TRAINING,

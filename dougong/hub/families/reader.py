@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -12,21 +13,27 @@ HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
     attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop embedding_dropout
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range is_llama_config label2id
-    length_penalty max_length max_sequence_length min_length mlp_dropout model_type n_ctx name_or_path
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states output_past output_router_logits output_scores pad_token_id predict_special_tokens prefix
-    pretraining_tp problem_type remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_pdrop
-    return_dict return_dict_in_generate router_jitter_noise sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
-    tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version
-    typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attn
+    classif_dropout cls_token_id decoder_layerdrop decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping embd_pdrop embedding_dropout encoder_layerdrop encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task force_bos_token_to_be_generated forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing hidden_dropout id2label init_std initializer_cutoff_factor
+    initializer_factor initializer_range is_llama_config label2id length_penalty max_length max_sequence_length
+    min_length mlp_dropout model_type n_ctx name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences output_attentions output_hidden_states output_past output_router_logits output_scores
+    pad_token_id predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values
+    reorder_and_upcast_attn repetition_penalty resid_pdrop return_dict return_dict_in_generate router_jitter_noise
+    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype
+    torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+    use_cache use_flash_attn
     """.split()  # noqa: SIM905 - as a list of literals it would fill a hundred lines
 )
 """Keys that change no logits: ids, dropouts that the family's class does not read, initialisation, generation defaults,
 bookkeeping."""
+
+
+# JSON has no infinity; programs write it in these ways.
+INFINITE = ("Infinity", "inf", {"__float__": "Infinity"})
 
 
 class Reader:
@@ -81,6 +88,16 @@ class Reader:
         if len(values) != count or not all(isinstance(value, (int, float)) for value in values):
             raise self.wrong(key, f"{len(values)} values", f"{count} numbers, half the size of a head")
         return tuple(float(value) for value in values)
+
+    def limits(self, key: str, default: tuple[float, float | None]) -> tuple[float, float | None]:
+        """The least and the largest number, from 0 on; None: there is no largest."""
+        given: Any = default if (value := self.raw(key)) is None else value
+        pair: Any = given if isinstance(given, (list, tuple)) and len(given) == 2 else ("", "")
+        low, high = pair
+        high = math.inf if high is None or high in INFINITE else high
+        if not {type(low), type(high)} <= {int, float} or not 0 <= low <= high:
+            raise self.wrong(key, given, "the least and the largest number")
+        return float(low), None if math.isinf(high) else float(high)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)

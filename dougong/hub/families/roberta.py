@@ -13,7 +13,6 @@ from dougong.hub.families.reader import Reader
 from dougong.hub.families.tasks import BARE, CLASSES, SPAN
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
-from dougong.parts.embedding import Transform
 from dougong.parts.position import Learned
 
 FAMILY = "roberta"
@@ -34,8 +33,8 @@ def _tell(parts: Parts) -> dict[str, Any]:
     return {"max_position_embeddings": position.table(), "pad_token_id": position.offset - 1}
 
 
-HEADS = EncoderHeads("Roberta", lambda body, given: Transform("gelu", body.layers[0].norm), twice=True)
-TABLE = encoder_table(FAMILY, Keys(_ask, _tell), HEADS)
+GELU = Keys(lambda config, given: put(given, "transform.activation", "gelu"))
+TABLE = encoder_table(FAMILY, Keys(_ask, _tell), EncoderHeads("Roberta", twice=True), GELU)
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
 

@@ -31,14 +31,18 @@ def turns(
     theta_key: str = "rope_theta",
     share_key: str = "partial_rotary_factor",
     scaling: Mapping[str, Any] | None = None,
+    unless: type | None = None,
 ) -> Keys:
     """One rotation in all layers, as `read_rope` has it, of heads whose size is the field `size` of the mixer.
 
     theta_key, share_key: the family's names for the base and for the share of a head that turns; scaling: what a config
-    without any means.
+    without any means; unless: a kind of position that the family may have instead, which other keys tell before.
     """
 
     def ask(config: Reader, given: Given) -> None:
+        if unless is not None and isinstance(given[mixer].get("position"), unless):
+            config.pass_over(f"rope_parameters rope_scaling {theta_key}")
+            return
         config.respell(theta_key, "rope_theta")
         config.respell(share_key, "partial_rotary_factor")
         if scaling and not config.raw("rope_scaling") and not config.raw("rope_parameters"):
@@ -47,7 +51,7 @@ def turns(
         fields["position"] = read_rope(config, fields[size], context, partial, interleaved, theta, axes)
 
     def tell(parts: Parts) -> dict[str, Any]:
-        if (found := parts.held[mixer]) is None:
+        if (found := parts.held[mixer]) is None or (unless is not None and isinstance(found.position, unless)):
             return {}
         rope = write_rope(parts.family, found.position)
         plain = {"rope_type": "default"} if scaling else None
@@ -107,21 +111,25 @@ def read_rope(
         if partial is None and share != 1:
             raise reader.wrong("partial_rotary_factor", share, "1.0")
     whole = partial or 1.0
-    size = int(size * inner.positive("partial_rotary_factor", config.positive("partial_rotary_factor", whole)))
-    if size % 2 or size < 2:
-        raise config.wrong("head_dim", size, "an even number of turning coordinates, for they turn in pairs")
+    spread = int(size * inner.positive("partial_rotary_factor", config.positive("partial_rotary_factor", whole)))
+    turning = spread + spread % 2  # transformers turns one more than an odd number of coordinates
+    if turning > size or spread < 2:
+        raise config.wrong("head_dim", spread, "an even number of turning coordinates, for they turn in pairs")
+    size = turning
     kind = inner.raw("rope_type", inner.raw("type", "default"))
     inner.raw("type")
     kind = "longrope" if kind == "su" else kind  # Phi-3's first name for it
     if kind not in KINDS:
         raise DougongError(f"config.json of {config.family}: {name}.rope_type is {kind!r}; known: {', '.join(KINDS)}")
+    if kind == "yarn" and spread != size:
+        raise inner.wrong("rope_type", kind, f"another kind, for its ramp ends before the last of {spread} coordinates")
     # Phi-3's place for the original length wins in transformers; without any, the longest text is the original one.
     own = inner.integer("original_max_position_embeddings", context)
     original = config.integer("original_max_position_embeddings", 0) or own
     scaling = _scaling(inner, kind, size, context, original)
     axes = None if axes is None else _read_axes(inner, axes)
     inner.refuse_rest()
-    return Rope(size, theta, interleaved, scaling, axes)
+    return Rope(size, theta, interleaved, scaling, axes, spread=None if spread == size else spread)
 
 
 def _read_axes(inner: Reader, usual: Axes) -> Axes:
@@ -222,8 +230,9 @@ def rope_share(mixer: Attention) -> float:
     """The share of a head that turns, such that the size of a head times it comes out right when rounded down."""
     if not isinstance(mixer.position, Rope):
         return 1.0
-    share = mixer.position.size / mixer.head_size
-    return share if int(mixer.head_size * share) == mixer.position.size else math.nextafter(share, 2.0)
+    turning = mixer.position.spread or mixer.position.size
+    share = turning / mixer.head_size
+    return share if int(mixer.head_size * share) == turning else math.nextafter(share, 2.0)
 
 
 def write_rope(family: str, rope: Any) -> dict[str, Any]:

@@ -8,26 +8,29 @@ from typing import Any
 
 from dougong.hub.families.fields import Entry, Given, Key, Keys, Parts, activation, integer, number
 from dougong.hub.families.layers import pattern
-from dougong.hub.families.names import FFN, below, llama_keys, spelled
+from dougong.hub.families.names import FFN, LLAMA_NORMS, bare, below, llama_keys, spelled
 from dougong.hub.families.reader import Reader
 from dougong.hub.families.table import Absent
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.parts.attention import Attention
+from dougong.parts.decay import SoftplusDecay
+from dougong.parts.delta import DeltaNet
 from dougong.parts.experts import MoE
 from dougong.parts.feedforward import GatedMLP
 from dougong.parts.router import TopK
 
 # Of files that number an expert's matrices: foreign names, and ours.
 NUMBERED = {"w1": "gate", "w3": "up", "w2": "down"}
-CORRECTION = Rule("mlp.gate.e_score_correction_bias", ("ffn.router.correction",))
 
 ALL_SPARSE = {"mixer": Attention, "experts": MoE, "experts.router": TopK}
 KINDS = {**ALL_SPARSE, "dense": GatedMLP}
 SHARED = {**KINDS, "experts.shared": GatedMLP}
 """With a feed-forward for all tokens."""
+HYBRID = {**SHARED, "delta": DeltaNet, "delta.decay": SoftplusDecay}
+"""And a DeltaNet in some layers."""
 ACTIVATION = activation("hidden_act", "experts.activation dense.activation experts.shared.activation", "silu")
 DELTA_ACTIVATION = replace(ACTIVATION, place=f"delta.activation {ACTIVATION.place}")
-"""Where some layers have a DeltaNet."""
+"""Of those."""
 # DeepSeek-V3's router: sigmoid scores, chosen with a correction from the groups whose two best experts score most.
 SIGMOID = {"experts.router.score": "sigmoid", "experts.router.correction": True, "experts.router.group_best": 2}
 # Where all layers have experts, a dense one is written as large as an expert; all keys must be there.
@@ -47,25 +50,37 @@ def experts(count: int, top_k: int, *more: Entry, own: str = "num_local_experts"
 
 
 def grouped(
-    count: int | None,
-    top_k: int | None,
+    count: int,
+    top_k: int,
+    hidden: int,
     scale: float = 1.0,
     groups: int = 1,
     top: int = 1,
-    names: str = "n_routed_experts num_experts_per_tok n_group",
-) -> tuple[Key, ...]:
-    """The keys of experts that stand in groups, with the family's defaults and its names for three of them."""
-    own, each, group = names.split()
+    common: int = 1,
+    names: str = "n_routed_experts num_experts_per_tok n_shared_experts n_group norm_topk_prob",
+) -> tuple[Entry, ...]:
+    """The keys of experts that stand in groups, with the family's defaults (common: experts that all tokens share) and
+    its names for their number, for how many a token takes, for how many all share, for the number of groups, and for
+    whether weights are normalised, if that is a key."""
+    own, each, all_share, group, *normalise = names.split()
     return (
         integer(own, "experts.experts", count),
         integer(each, "experts.top_k", top_k),
+        integer("moe_intermediate_size", "experts.hidden", hidden),
         number("routed_scaling_factor", "experts.router.scale", scale),
         integer(group, "experts.router.groups", groups),
         integer("topk_group", "experts.router.top_groups", top),
+        *(Key(name, "experts.router.normalise", _set, True) for name in normalise),
+        shared(common, all_share),
     )
 
 
-def shared(usual: int, name: str = "n_shared_experts") -> Keys:
+def _set(config: Reader, key: str, usual: bool) -> bool:
+    """A flag of which null, which is not a missing key, means no."""
+    return config.raw(key, usual) is not None and config.flag(key, usual)
+
+
+def shared(usual: int, name: str) -> Keys:
     """How many experts all tokens share, as one feed-forward. Keys of experts are read before."""
 
     def ask(config: Reader, given: Given) -> None:
@@ -134,6 +149,11 @@ PREDICTING = Keys(
 """Layers for further tokens, whose number the tensors tell (`hub.predicting`)."""
 
 
+def correction(router: str) -> tuple[Rule, ...]:
+    """The rule for what is added to scores when experts are chosen."""
+    return bare({f"{router}.e_score_correction_bias": "ffn.router.correction"})
+
+
 def expert_names(block: str, experts: Mapping[str, str], shared: str | None = None) -> dict[str, str]:
     """In a layer: a router and its experts in `block` (such as "mlp"), a tensor an expert; and what all share."""
     return {
@@ -141,6 +161,12 @@ def expert_names(block: str, experts: Mapping[str, str], shared: str | None = No
         **below(f"{block}.experts.{{e}}.", "ffn.experts.", experts),
         **(below(f"{block}.{shared}.", "ffn.shared.", FFN) if shared else {}),
     }
+
+
+def layer_rules(block: str, experts: Mapping[str, str], shared: str | None = None) -> tuple[Rule, ...]:
+    """Of a layer without its mixer: its norms and, in `block`, its feed-forward, whether it is dense or has experts."""
+    names = {**LLAMA_NORMS, **below(f"{block}.", "ffn.", FFN), **expert_names(block, experts, shared)}
+    return (*spelled(names), *correction(f"{block}.gate"))
 
 
 def expert_keys(

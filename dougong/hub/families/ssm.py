@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from dougong.hub.families.fields import Entry, Given, Key, Keys, Parts, flag, integer, number
-from dougong.hub.families.names import key_map, spelled, within
+from dougong.hub.families.names import bare, key_map, spelled, within
 from dougong.hub.families.reader import Reader
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.parts.carry import ENDLESS
@@ -60,24 +60,19 @@ def expand(name: str, mixer: str) -> Keys:
     return Keys(ask, tell)
 
 
-MIXER = spelled(
-    {
-        "in_proj": "up gate",
-        "conv1d": "conv",
-        "x_proj": "dt_down b c",
-        "dt_layernorm": "dt_norm",  # these three are Jamba's
-        "b_layernorm": "b_norm",
-        "c_layernorm": "c_norm",
-        "out_proj": "o",
-    }
-)
-MIXER = (
-    *MIXER,
-    Rule("dt_proj.weight", ("dt_up.weight",)),
-    Rule("dt_proj.bias", ("dt_bias",)),
-    Rule("A_log", ("a_log",)),
-    Rule("D", ("skip",)),
-)
+STEP = {"A_log": "a_log", "D": "skip"}
+"""Names of what is no matrix."""
+MATRICES = {
+    "in_proj": "up gate",
+    "conv1d": "conv",
+    "x_proj": "dt_down b c",
+    "dt_layernorm": "dt_norm",  # these three are Jamba's
+    "b_layernorm": "b_norm",
+    "c_layernorm": "c_norm",
+    "out_proj": "o",
+}
+MIXER = (*spelled(MATRICES), *bare({**STEP, "dt_proj.weight": "dt_up.weight", "dt_proj.bias": "dt_bias"}))
+"""A Mamba's."""
 
 
 def backbone(mixer: tuple[Rule, ...]) -> KeyMap:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final, runtime_checkable
 
 from dougong.base import DougongError
 from dougong.hub.families.common import exact, first_layer
-from dougong.hub.families.fields import Entry, Given, Parts, put, written
+from dougong.hub.families.fields import Entry, Given, Parts, change, made, put, written
 from dougong.hub.families.reader import Reader
 from dougong.hub.predicting import without
 from dougong.model.spec import LayerSpec, ModelSpec
@@ -34,6 +35,16 @@ class _Layers:
 def the_norm(given: Given) -> Norm:
     """In `Table.always`: that of the layers."""
     return given["made"]["norm"]
+
+
+def the_width(given: Given) -> int:
+    """In `Table.always`: the model's."""
+    return given["model"]["width"]
+
+
+def root_of_width(given: Given) -> float:
+    """In `Table.always`, of embeddings."""
+    return math.sqrt(the_width(given))
 
 
 @runtime_checkable
@@ -62,6 +73,8 @@ class Table:
     silent   keys, apart by spaces, that change nothing
     absent   what is written of a kind that no layer has, made of the parts that there are. Else its keys are left out:
              `exact` then sees whether what is usual gives the spec back
+    each     fields of which layers have their own, by place in "layer" or in a kind of mixer: functions of what was
+             read and of the layer's number
     heads    that its models may have besides the one of `architecture`
     predicts its files may hold layers that predict further tokens
     divides  transformers refuses its configs where heads do not divide the width, whatever their size
@@ -75,6 +88,7 @@ class Table:
     said: Mapping[str, Any] = field(default_factory=dict)
     silent: str = ""
     absent: Absent = field(default_factory=dict)
+    each: Mapping[str, Callable[[Given, int], Any]] = field(default_factory=dict)
     heads: Heads | None = None
     predicts: bool = False
     divides: bool = False
@@ -116,15 +130,23 @@ class Table:
         mixers = given["layers"].get("mixers", self._names(given, feeds=False)[:1] * depth)
         ffns = given["layers"].get("ffns", self._names(given, feeds=True)[:1] * depth or [None] * depth)
         made = given["made"] = self._made(given, {*USUAL, *mixers, *ffns} - {None})
-        shared = self._fields("layer", given)
+        self._change_each(given, mixers)
+        shared = {mixer: {**self._fields("layer", given), **self._fields(f"layer:{mixer}", given)} for mixer in mixers}
         layers = tuple(
             _layer(
-                {"mixer": made[mixer], "ffn": made[ffn] if ffn else None, "norm": made["norm"], **shared}, given, index
+                {"mixer": made[mixer], "ffn": ffn and made[ffn], "norm": made["norm"], **shared[mixer]}, given, index
             )
             for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
         )
         outside = {name: made[name] for name in USUAL}
         return ModelSpec(**{"layers": layers, **outside, **self._fields("model", given)})
+
+    def _change_each(self, given: Given, mixers: Iterable[str]) -> None:
+        for index, mixer in enumerate(mixers):
+            for place, value in self.each.items():
+                part, _, name = place.rpartition(".")
+                if part in ("layer", mixer):
+                    change(given, index, f"{'layer' if part == 'layer' else 'mixer'}.{name}", value(given, index))
 
     def _names(self, given: Given, feeds: bool) -> list[str]:
         """Of the kinds of mixers, or of feed-forwards, that parts can be made of."""
@@ -146,7 +168,7 @@ class Table:
         for place, value in self.always.items():
             owner, _, name = place.rpartition(".")
             if owner == part:
-                fields[name] = value(given) if callable(value) and not is_dataclass(value) else value
+                fields[name] = made(value, given)
         return fields
 
     def write(self, spec: ModelSpec) -> dict[str, Any]:
@@ -166,10 +188,16 @@ class Table:
         found = {name: next((part for part in held if isinstance(part, kind)), None) for name, kind in kinds.items()}
         whole = {"model": spec, "layers": _Layers(len(spec.layers)), "head": spec.head, "embedding": spec.embedding}
         whole |= {"layer": first, "norm": first.norm, "task": spec.task, **found}
+        whole |= {f"layer:{name}": _with(spec.layers, kinds[name]) for name in self._names({}, feeds=False)}
         whole["transform"] = getattr(spec.head or spec.task, "transform", None)
         for name, make in self.absent.items():
             whole[name] = whole[name] or make(whole)
         return Parts(self.family, spec, whole)
+
+
+def _with(layers: Iterable[LayerSpec], kind: type) -> LayerSpec | None:
+    """The first layer with such a mixer."""
+    return next((layer for layer in layers if isinstance(layer.mixer, kind)), None)
 
 
 def _layer(fields: dict[str, Any], given: Given, index: int) -> LayerSpec:

@@ -59,6 +59,7 @@ def read(lm: LanguageModel, config: Mapping[str, Any], tensors: Mapping[str, Ten
     """Attach what the files hold. Raises DougongError for what has no place or no meaning; the model is as it was."""
     given: set[str] = set()
     if config.get("peft_type") == "LORA" and config.get("target_parameters"):
+        peft_config.check({**config, "target_parameters": None}, where)
         config, tensors, given = unstacked(names_of(lm), config, tensors, where)
     file = File(where, config, peft_config.check(config, where), given)
     if file.kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"):

@@ -138,4 +138,5 @@ def test_parameters_that_are_not_there_are_refused_by_name(bases, tmp_path):
     refused("target_parameters is 'mlp'; expected names", target_parameters="mlp")
     refused("asks for mlp.nothing, which is no tensor", target_parameters=[*good["target_parameters"], "mlp.nothing"])
     refused("holds .*experts.* of no|lacks|has no place|belongs to no module", target_parameters=[DOWN])
+    refused(r"rank_pattern is \['q_proj'\]; expected", rank_pattern=["q_proj"])
     refused(r"gate_up_proj has a tensor of \(24, 24\); expected \(8, 24\)", r=2, rank_pattern={})

@@ -69,7 +69,8 @@ def _rl() -> Rl:
         data=TaskData(held_out=0.0),
         reward=Rewards(kind="exact"),
         kl=Kl(coefficient=0.0),
-        rollout=Rollout(prompts=32, samples=8, max_tokens=40, side=256),
+        # Many groups: of four, three have equal rewards and teach nothing. Their answers are short, so all go at once.
+        rollout=Rollout(prompts=96, samples=8, max_tokens=16, side=768),
         training=training,
     )
 
@@ -99,9 +100,9 @@ class Demo:
     problems: int = 5200
     errands: int = 1500
     asked: int = 1200
-    tasks: int = 1500
+    tasks: int = 3000
     unseen: int = 200
-    aimed: int = 500
+    aimed: int = 800
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("before", ("before", "微调前")),
     Stage("sft", ("SFT", "指令微调"), tuple(SKILLS)),
     Stage("prefer", ("prefer", "偏好调优"), ("strings", "lists")),
-    Stage("rl", ("GRPO", "GRPO"), ("arithmetic", "context", "calls", UNKNOWN_SKILL)),
+    Stage("rl", ("GRPO", "GRPO"), ("arithmetic", "lists")),
 )
 DRAWS = 4
 TARGETS = {stage.name: stage.targets for stage in STAGES}
@@ -64,10 +64,8 @@ def skill_conversations(count: int, seed: int) -> list[Conversation]:
 
 
 def tasks(count: int, seed: int) -> list[Task]:
-    """`count` training problems of every skill that reinforcement learning targets, of "unknown" half as many: with as
-    many, more answers that stand in the text are given up for it."""
-    counts = {skill: max(1, count // 2) if skill == UNKNOWN_SKILL else count for skill in TARGETS["rl"]}
-    return tasks_of([problem for skill in TARGETS["rl"] for problem in generate(skill, seed, counts[skill])])
+    """`count` training problems of every skill that reinforcement learning targets."""
+    return tasks_of([problem for skill in TARGETS["rl"] for problem in generate(skill, seed, count)])
 
 
 def own_pairs(model: Path, kept: Path, count: int, seed: int) -> list[Pair]:

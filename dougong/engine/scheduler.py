@@ -122,25 +122,32 @@ class Scheduler:
         return out
 
     def _admit(self) -> None:
+        if not self.waiting:
+            return
+        # Summed up once: whoever is admitted adds to it, or a long line would cost its length squared.
+        width, stored = self._held()
         while self.waiting:
             job = self.waiting[0]
-            while not self._has_room(job):
-                victim = self.running[-1] if self.running else None
-                if victim is None or victim.priority >= job.priority or not _can_pause(victim):
+            while self.running and (
+                width + job.width > self._max_batch or not self.runner.room_for(job.tokens + stored)
+            ):
+                victim = self.running[-1]
+                if victim.priority >= job.priority or not _can_pause(victim):
                     return
                 self._preempt(victim)
+                width, stored = self._held()
             self.waiting.pop(0)
             job.running = True
             bisect.insort(self.running, job, key=lambda each: each.rank)
+            width, stored = width + job.width, stored + self._stores(job)
 
-    def _has_room(self, job: Job) -> bool:
-        if not self.running:
-            return True
-        if sum(each.width for each in self.running) + job.width > self._max_batch:
-            return False
-        # Beside what those who run are about to store, and a page more for each of their sequences.
-        others = sum(each.owed + each.width * self.runner.page_size for each in self.running)
-        return self.runner.room_for(job.tokens + others)
+    def _held(self) -> tuple[int, int]:
+        """Of those who run: sequences, and tokens that they are about to store."""
+        return sum(each.width for each in self.running), sum(map(self._stores, self.running))
+
+    def _stores(self, job: Job) -> int:
+        """Tokens that a request is about to store, and a page more for each of its sequences."""
+        return job.owed + job.width * self.runner.page_size
 
     def _plan(self) -> list[tuple[Job, int, Work]]:
         """Work of this step: (its request, its number in the request's pending work, the piece to run)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,16 +75,40 @@ def names_of(lm: LanguageModel) -> Names:
     modules = {}
     for row in spelled:
         paths = tuple(own.removesuffix(".weight") for own in row.own)
+        if row.expert is None and _STACK.search(row.foreign) and all(path in there for path in paths):
+            modules |= _each_expert(row, paths)
+            continue
         plain = isinstance(row.layout, (Permuted,)) or (
             isinstance(row.layout, (Concat, Groups)) and row.layout.dim == 0
         )
         if row.foreign.endswith(".weight") and plain and all(path in there for path in paths):
             if row.expert is None and any(len(shape) != 2 for shape in row.shapes):
-                continue  # experts in one tensor, which is no module of its own
+                continue  # experts in one tensor of another name, which is no module of its own
             modules[row.foreign.removesuffix(".weight")] = Foreign(
                 row.foreign.removesuffix(".weight"), row, paths, tuple(shape[0] for shape in row.shapes)
             )
     return Names(name, modules, spelled)
+
+
+_STACK = re.compile(r"\.experts\.(gate_up|down)_proj$")  # a tensor of all experts of a layer
+
+
+def _each_expert(row: Row, paths: tuple[str, ...]) -> dict[str, Foreign]:
+    """The experts of one tensor as modules, "experts.0.down_proj" and so on, though files hold none of these names."""
+    holder, _, last = row.foreign.rpartition(".")
+    layout: Any = row.layout
+    made = {}
+    for expert in range(row.shapes[0][0]):
+        name, shapes = f"{holder}.{expert}.{last}", tuple(shape[1:] for shape in row.shapes)
+        own = replace(layout, dim=max(0, layout.dim - 1))
+        each = replace(row, foreign=f"{name}.weight", shapes=shapes, transpose=False, layout=own, expert=expert)
+        made[name] = Foreign(name, each, paths, tuple(shape[0] for shape in shapes))
+    return made
+
+
+def in_memory(name: str) -> str:
+    """How the module of that name in a file of weights is called in transformers, which adapters' files go by."""
+    return name.replace(".block_sparse_moe.", ".mlp.")
 
 
 def _shape(site: Any) -> tuple[int, ...]:

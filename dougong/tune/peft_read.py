@@ -20,7 +20,8 @@ from dougong.tune.ia3 import IA3, IA3Plugin
 from dougong.tune.insert import prompted
 from dougong.tune.lora import LoRA, LowRankPlugin
 from dougong.tune.method import kind as number_kind
-from dougong.tune.names import PREFIX, Foreign, Names, names_of
+from dougong.tune.names import PREFIX, Foreign, Names, in_memory, names_of
+from dougong.tune.peft_experts import unstacked
 from dougong.tune.prefix import PrefixTuning
 from dougong.tune.prefix_file import attentions, prefix_from_file
 from dougong.tune.prompt import PromptPlugin, PromptTuning, embedding_of, reader, reserve
@@ -39,11 +40,13 @@ _SHARED = {"base_model.vera_A": "a", "base_model.vera_B": "b"}
 
 @dataclass
 class File:
-    """A folder's content: the config; tensors by foreign module and part; whole parameters by own names; the rest."""
+    """A folder's content: the config; tensors by foreign module and part; whole parameters by own names; the rest.
+    given: modules that target_parameters asks for."""
 
     where: str
     config: Mapping[str, Any]
     kind: str
+    given: set[str] = field(default_factory=set)
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
@@ -54,7 +57,11 @@ class File:
 
 def read(lm: LanguageModel, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, where: str) -> Tuning:
     """Attach what the files hold. Raises DougongError for what has no place or no meaning; the model is as it was."""
-    file = File(where, config, peft_config.check(config, where))
+    given: set[str] = set()
+    if config.get("peft_type") == "LORA" and config.get("target_parameters"):
+        peft_config.check({**config, "target_parameters": None}, where)
+        config, tensors, given = unstacked(names_of(lm), config, tensors, where)
+    file = File(where, config, peft_config.check(config, where), given)
     if file.kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"):
         return _read_prompt(lm, file, tensors, name)
     names = names_of(lm)
@@ -79,6 +86,7 @@ def _sort(lm: LanguageModel, file: File, tensors: Mapping[str, Tensor], names: N
     base: dict[str, Tensor] = {**lm.model.weights()}
     if lm.model.head is not None:
         base["head.weight"] = lm.model.head.weight
+    own_name = {in_memory(name): name for name in names.modules}
     for key, tensor in tensors.items():
         if key in _SHARED and file.kind == "VERA":
             file.shared[_SHARED[key]] = tensor
@@ -86,7 +94,7 @@ def _sort(lm: LanguageModel, file: File, tensors: Mapping[str, Tensor], names: N
         foreign = key.removeprefix(PREFIX).replace(".base_layer.", ".")
         part = next((each for each in _PARTS[file.kind] if foreign.endswith(f".{each}")), None)
         if part is not None:
-            module = foreign.removesuffix(f".{part}")
+            module = own_name.get(foreign.removesuffix(f".{part}"), foreign.removesuffix(f".{part}"))
             if module not in names.modules:
                 raise file.wrong(f"{key} belongs to no module of this {names.family}")
             file.modules.setdefault(module, {})[part] = tensor
@@ -106,13 +114,15 @@ def _sort(lm: LanguageModel, file: File, tensors: Mapping[str, Tensor], names: N
 
 def _check_targets(file: File, names: Names) -> None:
     for module in file.modules:
-        if not peft_config.targeted(file.config, module):
+        called = {module, in_memory(module)}
+        if module not in file.given and not any(peft_config.targeted(file.config, each) for each in called):
             raise file.wrong(f"it holds {module}, which target_modules does not ask for")
     wanted = file.config.get("target_modules")
     if isinstance(wanted, list) and not file.config.get("layers_to_transform"):
         for module, foreign in names.modules.items():
-            asked = peft_config.targeted(file.config, module)
-            if asked and module not in file.modules and foreign.expert is None:
+            if foreign.expert is not None or module in file.modules:
+                continue
+            if peft_config.targeted(file.config, in_memory(module)):
                 raise file.wrong(f"target_modules asks for {module}, of which it holds nothing")
 
 
@@ -170,10 +180,6 @@ def _lora(lm: LanguageModel, file: File, names: Names) -> tuple[Any, Fill]:
         inputs, outputs = _sizes(foreign)
         rank = peft_config.by_pattern(config.get("rank_pattern"), foreign.name, config.get("r", 8))
         on_embedding = isinstance(lm.model.get_submodule(foreign.paths[0]), EmbeddingLayer)
-        if on_embedding and dora:
-            raise file.wrong(
-                f"use_dora on {foreign.name}, an embedding, which is not supported; train it as plain LoRA"
-            )
         if on_embedding:
             inputs, outputs = outputs, inputs
             a = _part(file, foreign.name, parts, "lora_embedding_A", (rank, inputs))
@@ -185,7 +191,7 @@ def _lora(lm: LanguageModel, file: File, names: Names) -> tuple[Any, Fill]:
         lengths: list[Tensor | None] = [None] * len(pieces)
         if dora:
             whole = _part(file, foreign.name, parts, "lora_magnitude_vector", (outputs,))
-            lengths = [each[:, 0] for each in foreign.split(whole[:, None])]
+            lengths = [whole] if on_embedding else [each[:, 0] for each in foreign.split(whole[:, None])]
         for path, b, length in zip(foreign.paths, pieces, lengths, strict=True):
             own = {"a": a, "b": b} | ({} if length is None else {"magnitude": length})
 

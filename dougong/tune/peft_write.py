@@ -22,6 +22,7 @@ from dougong.tune.lora import LowRank, LowRankPlugin
 from dougong.tune.method import matrix
 from dougong.tune.names import PREFIX, Foreign, Names, foreign_of, names_of, piece, same
 from dougong.tune.peft_config import targets
+from dougong.tune.peft_experts import stacked
 from dougong.tune.prefix import PrefixTuning
 from dougong.tune.prefix_file import prefix_to_file
 from dougong.tune.prompt import PromptBase, Prompting
@@ -42,6 +43,8 @@ def write(lm: LanguageModel, tuning: Tuning) -> Written:
     for kind, writer in writers:
         if isinstance(method, kind):
             config, tensors = writer(lm, tuning)
+            if "target_modules" in config:
+                config, tensors = stacked(names_of(lm), config, tensors)
             also = whole(lm, tuning)
             modules = list(dict.fromkeys(name.rpartition(".")[0] for name in also))
             config |= {"task_type": "CAUSAL_LM", "inference_mode": True}
@@ -168,7 +171,9 @@ def _lora(lm: LanguageModel, tuning: Tuning) -> Written:
                 else lengths(piece(matrix(model.get_submodule(path)), foreign))
                 for path in foreign.paths
             ]
-            tensors[f"{name}.lora_magnitude_vector"] = foreign.join([each[:, None] for each in lengths_of])[:, 0]
+            # An embedding's rows are tokens, but its lengths are those of the places of the width.
+            joined = lengths_of[0] if on_embedding else foreign.join([each[:, None] for each in lengths_of])[:, 0]
+            tensors[f"{name}.lora_magnitude_vector"] = joined
     rank, alpha = _usual(ranks), _usual(alphas)
     config = {
         "peft_type": "LORA", **_common(names, chosen), "r": rank, "lora_alpha": alpha, "lora_dropout": method.dropout,

@@ -65,9 +65,9 @@ def test_the_demo_from_text_to_report(dougong, tmp_path, corpus):
     for rows in result["accuracy"].values():
         assert rows[-1]["skill"] == "all" and rows[-1]["total"] == 18
     assert list(result["raised"]) == ["sft", "prefer", "rl"]
-    assert result["raised"]["rl"]["skills"] == ["arithmetic", "context", "calls", "unknown"]
-    assert result["raised"]["rl"]["target"]["total"] == 20 and result["raised"]["rl"]["all"]["total"] == 18
-    assert result["raised"]["prefer"]["drawn"]["total"] == 10 and result["raised"]["rl"]["drawn"]["total"] == 20
+    assert result["raised"]["rl"]["skills"] == ["arithmetic", "lists"]
+    assert result["raised"]["rl"]["target"]["total"] == 10 and result["raised"]["rl"]["all"]["total"] == 18
+    assert result["raised"]["prefer"]["drawn"]["total"] == 10 and result["raised"]["rl"]["drawn"]["total"] == 10
     for row in result["raised"].values():  # the page says plainly of each whether it was raised
         assert verdict(row["target"])[0] in page and verdict(row["target"])[1] in page
     assert {"sums", "texts"} <= {row["name"] for row in result["tools"]}

@@ -257,16 +257,19 @@ def test_two_prompts_serve_rows_of_one_batch():
         near(mixed[row], alone[name][row], 1e-4)
 
 
+@pytest.mark.parametrize("method", [LoRA(rank=3), DoRA(rank=3)], ids=["lora", "dora"])
 @pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "t5"])
-def test_tied_weights_survive(family):
+def test_tied_weights_survive(family, method):
     """The head and the embedding are one storage; adapting either leaves the other alone, merged or not."""
     for match in ("head", "embedding"):
         lm, tokens = build(family), text()
-        storage = lm.model.head.storage
+        storage, base = lm.model.head.storage, logits(lm, tokens)
         assert storage is lm.model.embedding.storage
-        attach(lm, LoRA(rank=3), match)
+        attach(lm, method, match)
         assert lm.model.head.storage is lm.model.embedding.storage is storage
+        near(logits(lm, tokens), base, 1e-5)
         shake(lm)
+        apart(logits(lm, tokens), base)
         before = logits(lm, tokens)
         merge(lm, keep=True)
         assert not lm.spec.head.tied or (match == "embedding" and family == "t5")

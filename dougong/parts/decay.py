@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -44,6 +46,11 @@ class FixedDecay:
     def lightning(heads: int, layer: int, depth: int) -> FixedDecay:
         """Those of lightning attention (Qin et al. 2024, arXiv 2401.04658) in layer `layer` of `depth`."""
         return FixedDecay.slopes(heads, _share(layer, depth))
+
+    @staticmethod
+    def tables(heads: int, block: int, layer: int, depth: int) -> dict[LightningTable, Callable[[], Tensor]]:
+        """What makes each `table`, which may be large: the last one has heads * block^2 numbers."""
+        return {name: partial(FixedDecay.table, name, heads, block, layer, depth) for name in FixedDecay.TABLES}
 
     @staticmethod
     def table(name: LightningTable, heads: int, block: int, layer: int, depth: int) -> Tensor:

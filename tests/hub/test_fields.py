@@ -21,6 +21,7 @@ from dougong.hub.families.fields import (
     flag,
     inside,
     integer,
+    likewise,
     number,
     optional,
     search,
@@ -138,6 +139,16 @@ def test_missing_keys_take_what_is_usual_and_null_may_say_none() -> None:
     assert none.window is None
     keys = usually(TABLE.keys, {"model.context": 7})
     assert replace(TABLE, keys=keys).from_config(NEEDED).context == 7
+
+
+def test_a_key_sets_further_fields_too() -> None:
+    table = replace(TABLE, keys=likewise(TABLE.keys, {"dense.hidden experts.hidden": "model.context"}))
+    spec = table.from_config({**NEEDED, "inner": 9})
+    assert isinstance(ffn := spec.layers[0].ffn, GatedMLP)
+    assert (spec.context, ffn.hidden) == (9, 9)
+    assert table.to_config(spec)["inner"] == 9
+    with pytest.raises(AssertionError):
+        likewise(TABLE.keys, {"mixer.heads": "model.context"})  # no key sets this alone
 
 
 def test_an_old_name_counts_where_the_new_one_is_not_there() -> None:

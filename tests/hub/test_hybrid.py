@@ -9,6 +9,8 @@ from torch.testing import assert_close
 import dougong
 from dougong.base import DougongError
 from dougong.hub.families import FAMILIES
+from dougong.parts.attention import Attention
+from dougong.parts.decay import FixedDecay
 from dougong.parts.delta import DeltaNet
 from dougong.parts.rope import Axes
 
@@ -127,6 +129,21 @@ def test_kimi_counts_layers_from_one():
     wrong = {**KIMI, "linear_attn_config": {**KIMI["linear_attn_config"], "kda_layers": [1, 2, 3, 4]}}
     with pytest.raises(DougongError, match="every number from 1 to 27 once"):
         FAMILIES["kimi_linear"].from_config(wrong)
+
+
+def test_minimax_files_hold_tables_of_each_lightning_layer():
+    family = FAMILIES["minimax"]
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    small = {"num_attention_heads": 4, "head_dim": 6, "block_size": 5, "num_hidden_layers": 3, "layer_types": kinds}
+    spec = family.from_config({**MINIMAX, **small, "num_key_value_heads": None})
+    derived = family.keys(spec).derived
+    assert {*derived} == {f"model.layers.{i}.self_attn.{name}" for i in (0, 2) for name in FixedDecay.TABLES}
+    for index in (0, 2):
+        slopes = derived[f"model.layers.{index}.self_attn.slope_rate"]().flatten()
+        assert_close(-slopes, torch.tensor(spec.layers[index].mixer.decay.logs))
+        assert derived[f"model.layers.{index}.self_attn.diagonal_decay"]().shape == (1, 4, 5, 5)
+    assert isinstance(mixer := spec.layers[1].mixer, Attention)
+    assert mixer.kv_heads == 4  # null is one for each head
 
 
 def test_what_would_change_the_computation_is_refused():

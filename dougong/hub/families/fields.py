@@ -211,6 +211,16 @@ def usually(keys: Iterable[Entry], usual: Mapping[str, Any]) -> tuple[Entry, ...
     )
 
 
+def likewise(keys: Iterable[Entry], more: Mapping[str, str]) -> tuple[Entry, ...]:
+    """The keys, of which some set further fields: by the place that they set alone, the places that they set too."""
+    keys = tuple(keys)
+    assert more.keys() <= {key.place for key in keys if isinstance(key, Key)}
+    return tuple(
+        replace(key, place=f"{key.place} {more[key.place]}") if isinstance(key, Key) and key.place in more else key
+        for key in keys
+    )
+
+
 def integer(name: str, place: str, usual: Any = None, least: int = 1, also: str = "") -> Key:
     return Key(name, place, lambda config, key, default: config.integer(key, default, least), usual, also)
 

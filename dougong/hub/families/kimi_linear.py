@@ -6,13 +6,11 @@ from 1) and as transformers writes it (`layer_types`). Keys of rotary positions 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from dougong.hub.families import sparse
 from dougong.hub.families.deepseek import LATENT, latent_rules
 from dougong.hub.families.fields import inside, integer, usually
 from dougong.hub.families.layers import linear_layers, numbered, outer
-from dougong.hub.families.names import bare, mixed_keys, named, spelled
+from dougong.hub.families.names import bare, factors, mixed_keys, named, spelled
 from dougong.hub.families.table import Table, the_norm
 from dougong.hub.keymap import KeyMap
 from dougong.hub.layouts import Viewed
@@ -26,8 +24,7 @@ EXPERTS = "num_experts num_experts_per_token num_shared_experts num_expert_group
 LAYERS = {"full_attn_layers": "mixer", "kda_layers": "delta"}
 SIZES = "delta.value_size delta.key_size delta.gate_rank delta.decay.rank"
 NAMES = spelled({**named("q", "k", "v", "o"), **named("q", "k", "v", within="convolutions.", suffix="_conv1d")})
-NAMES += spelled({"f_a_proj": "decay.step.a", "f_b_proj": "decay.step.b", "g_a_proj": "gate.a", "g_b_proj": "gate.b"})
-NAMES += spelled({"b_proj": "beta", "o_norm": "norm"})
+NAMES += spelled({**factors(f="decay.step", g="gate"), "b_proj": "beta", "o_norm": "norm"})
 NAMES += bare({"dt_bias": "decay.bias"}) + bare({"A_log": "decay.log_rate"}, Viewed((1, 1, -1, 1)))
 BLOCK = "block_sparse_moe"  # in files of the publisher only where it has experts, else mlp
 TABLE = Table(
@@ -60,4 +57,4 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 def keys(spec: ModelSpec) -> KeyMap:
     layer = sparse.layer_rules(BLOCK, sparse.NUMBERED, "shared_experts")
     kinds = {LatentAttention: ("self_attn", latent_rules), DeltaNet: ("self_attn", NAMES)}
-    return replace(mixed_keys(spec, layer, kinds), spellings=((".mlp.", f".{BLOCK}."),))
+    return mixed_keys(spec, layer, kinds, spellings=((".mlp.", f".{BLOCK}."),))

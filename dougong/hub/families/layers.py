@@ -154,6 +154,11 @@ def quotient(mixer: str) -> Callable[[Given], int]:
     return lambda given: given["model"]["width"] // given[mixer]["heads"]
 
 
+def by_depth(mixer: str, make: Callable[[int, int, int], Any]) -> Callable[[Given, int], Any]:
+    """For `Table.each`: made of the mixer's heads, of the layer's number and of how many layers there are."""
+    return lambda given, index: make(given[mixer]["heads"], index, given["layers"]["depth"])
+
+
 def bias(name: str = "attention_bias", usual: bool = False, mixer: str = "mixer") -> Key:
     return flag(name, f"{mixer}.bias {mixer}.out_bias", usual)
 

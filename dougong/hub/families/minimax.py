@@ -6,11 +6,8 @@ Semantics: transformers' modeling_minimax. Its files hold tables of decays, made
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
-from dougong.hub.families.fields import activation, integer, pair, share, window
-from dougong.hub.families.layers import in_turn, linear_layers, outer, quotient
+from dougong.hub.families.fields import activation, integer, likewise, pair, window
+from dougong.hub.families.layers import attention, by_depth, in_turn, linear_layers, outer
 from dougong.hub.families.names import LLAMA_NORMS, both, mixed_keys, named, spelled
 from dougong.hub.families.rope import turns
 from dougong.hub.families.sparse import ALL_SPARSE, NUMBERED, expert_names, experts
@@ -25,17 +22,15 @@ from dougong.parts.norm import Norm
 
 FAMILY = "minimax"
 LIGHTNING = {"lightning.norm": Norm(), "lightning.norm_over": "all", "lightning.gate": "sigmoid"}
+BOTH = {"mixer.heads": "lightning.heads", "mixer.head_size": "lightning.key_size lightning.value_size"}
 TABLE = Table(
     FAMILY,
     "MiniMaxForCausalLM",
     {**ALL_SPARSE, "lightning": LinearAttention},
     (
         *outer(depth=32, context=131072, eps=1e-5),
-        integer("num_attention_heads", "mixer.heads lightning.heads", 32),
-        integer("num_key_value_heads", "mixer.kv_heads", 8),
-        integer("head_dim", "mixer.head_size lightning.key_size lightning.value_size", quotient("mixer")),
+        *likewise(attention(32, 8), BOTH),
         window("sliding_window", "mixer.window"),
-        share("attention_dropout", "mixer.dropout"),
         turns(theta=1000000.0),
         activation("hidden_act", "experts.activation lightning.feature lightning.value_feature", "silu"),
         integer("block_size", "lightning.chunk", 256),
@@ -47,11 +42,7 @@ TABLE = Table(
         pair("mlp_alpha_factor", "mlp_beta_factor", "layer.ffn_scale", (1.0, 1.0)),
     ),
     always={**LIGHTNING, "layer.wiring": "through"},
-    each={
-        "lightning.decay": lambda given, index: FixedDecay.lightning(
-            given["lightning"]["heads"], index, given["layers"]["depth"]
-        )
-    },
+    each={"lightning.decay": by_depth("lightning", FixedDecay.lightning)},
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
@@ -65,13 +56,5 @@ def _lightning(mixer: LinearAttention) -> tuple[Rule, ...]:
 def keys(spec: ModelSpec) -> KeyMap:
     layer = spelled({**LLAMA_NORMS, **expert_names("block_sparse_moe", NUMBERED)})
     kinds = {Attention: ("self_attn", spelled(named("q", "k", "v", "o"))), LinearAttention: ("self_attn", _lightning)}
-    depth, mixers = len(spec.layers), enumerate(layer.mixer for layer in spec.layers)
-    tables = {
-        f"model.layers.{index}.self_attn.{name}": partial(
-            FixedDecay.table, name, mixer.heads, mixer.chunk, index, depth
-        )
-        for index, mixer in mixers
-        if isinstance(mixer, LinearAttention)
-        for name in FixedDecay.TABLES
-    }
-    return replace(mixed_keys(spec, layer, kinds), derived=tables)
+    tables = {LinearAttention: lambda mixer, *place: FixedDecay.tables(mixer.heads, mixer.chunk, *place)}
+    return mixed_keys(spec, layer, kinds, derived=tables)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from dougong.hub.keymap import CONCAT, LAYER, KeyMap, Rule
 from dougong.hub.layouts import Groups, Layout
 from dougong.model.spec import ModelSpec
@@ -51,18 +53,30 @@ def mixed_keys(
     kinds: Mapping[type, tuple[str, Callable[[Any], Iterable[Rule]] | tuple[Rule, ...]]],
     *more: Rule,
     norm: str = "norm",
+    derived: Mapping[type, Callable[[Any, int, int], Mapping[Any, Callable[[], Tensor]]]] | None = None,
+    spellings: tuple[tuple[str, str], ...] = (),
 ) -> KeyMap:
     """Names in Llama's manner where mixers are of several kinds, whose names overlap.
 
-    layer: the rules that all layers share; kinds: of each kind of mixer, what stands before the foreign names, and its
-    rules, or what makes those of one such mixer; norm: the name of the last one.
+    layer      the rules that all layers share
+    kinds      of each kind of mixer, what stands before the foreign names, and its rules, or what makes those of one
+               such mixer
+    norm       the name of the last one
+    derived    of kinds of mixers, what their files hold and no weight tells (`KeyMap.derived`), by foreign name: made
+               of the mixer, its layer's number and how many layers there are
+    spellings  `KeyMap.spellings`
     """
     mixers: list[Rule] = []
+    tables: dict[str, Callable[[], Tensor]] = {}
     for index, each in enumerate(spec.layers):
         block, rules = kinds.get(type(each.mixer), ("", ()))
         rules = rules(each.mixer) if callable(rules) else rules
         mixers += within(f"model.layers.{index}.{block}", f"layers.{index}.mixer", rules)
-    return key_map("model.", "layers.{i}", layer, {"embed_tokens": "embedding", norm: "norm"}, *mixers, *more)
+        if found := (derived or {}).get(type(each.mixer)):
+            made = found(each.mixer, index, len(spec.layers))
+            tables |= {f"model.layers.{index}.{block}.{name}": make for name, make in made.items()}
+    keys = key_map("model.", "layers.{i}", layer, {"embed_tokens": "embedding", norm: "norm"}, *mixers, *more)
+    return replace(keys, derived=tables, spellings=spellings)
 
 
 def key_map(
@@ -100,6 +114,11 @@ def key_map(
 def named(*names: str, within: str = "", suffix: str = "_proj") -> dict[str, str]:
     """Matrices that lie alone in a file, by our names: a suffix makes them foreign."""
     return {f"{name}{suffix}": f"{within}{name}" for name in names}
+
+
+def factors(**names: str) -> dict[str, str]:
+    """Matrices of low rank, each as two factors: what foreign names begin with, and our own name."""
+    return {f"{other}_{each}_proj": f"{own}.{each}" for other, own in names.items() for each in ("a", "b")}
 
 
 ATTENTION = {**named("q", "k", "v", "o"), "q_norm": "q_norm", "k_norm": "k_norm"}

@@ -236,3 +236,37 @@ def test_a_document_of_too_many_chunks_is_skipped_and_told(tmp_path: Path, monke
         assert not library.store.of_files({"docs/line.txt"})
         (tmp_path / "docs" / "line.txt").write_text("one two")  # mended, it is read
         assert library.add(tmp_path / "docs").added == ["docs/line.txt"]
+
+
+def test_nothing_of_a_removed_document_is_left_on_disk(tmp_path: Path) -> None:
+    """Neither in the database nor in the indexes that are made of it, also before the next search makes them anew."""
+    docs, place = tmp_path / "docs", tmp_path / "library"
+    docs.mkdir()
+    (docs / "a.md").write_text("Zyzzogeton lives in Whitby.")
+    (docs / "b.md").write_text("Ann Lee runs a mill.")
+    library = Library.open(str(place), Hashed())
+    library.add(docs)
+    library.search("zyzzogeton")
+
+    def holding() -> set[str]:
+        return {each.name for each in place.rglob("*") if each.is_file() and b"zyzzogeton" in each.read_bytes().lower()}
+
+    assert len(holding()) == 2
+    (docs / "a.md").unlink()
+    library.add(docs)
+    assert holding() == set()
+    assert [hit.chunk.doc for hit in library.search("mill")] == ["docs/b.md"]
+    library.close()
+
+
+def test_a_folder_may_move(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("Stone.")
+    library = Library.open("memory:", Hashed())
+    library.add(tmp_path / "docs")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "docs").rename(tmp_path / "other" / "docs")
+    assert library.add(tmp_path / "other" / "docs").unchanged == 1
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(DougongError, match="rename one of the two"):
+        library.add(tmp_path / "docs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,13 +90,15 @@ class SqliteStore(Store):
     def replace(self, drop: Collection[str], entries: Sequence[Entry]) -> None:
         gone = {*drop, *(entry.file for entry in entries)}
         with self._explained(), self._db:
-            self._db.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in gone])
+            deleted = self._db.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in gone]).rowcount
             for entry in entries:
                 self._insert(entry)
             self._db.execute(
                 "INSERT INTO notes VALUES ('generation', '1') "
                 "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
             )
+        if deleted > 0 and self._folder is not None:
+            _remove_copies(self._folder)
 
     def _insert(self, entry: Entry) -> None:
         self._db.execute("INSERT INTO files VALUES (?, ?, ?)", (entry.file, entry.digest, entry.reason))
@@ -209,6 +212,13 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         self._db.close()
+
+
+def _remove_copies(folder: Path) -> None:
+    """What was made of the chunks and no longer holds: the indexes of words and vectors keep what was removed."""
+    for name in ("words.json", "vectors.json", "vectors.faiss"):  # the notes first: nothing speaks of what is gone
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "words", ignore_errors=True)
 
 
 def _chunk(row: tuple[int, str, int, int, str, str]) -> Chunk:

@@ -20,7 +20,7 @@ from dougong.rag.readers import find_files, printable, read_bytes, read_file
 from dougong.rag.retrievers import Dense, Suited, Words
 from dougong.rag.retrievers.basic import indexed
 from dougong.rag.stores import Entry, Store, open_store
-from dougong.rag.vectors import Kind
+from dougong.rag.vectors import Choice
 from dougong.rag.where import Where
 
 if TYPE_CHECKING:
@@ -89,12 +89,13 @@ class Library:
 
     @classmethod
     def open(
-        cls, uri: str, embedder: Embedder | None = None, chunker: Chunker | None = None, kind: Kind = "exact"
+        cls, uri: str, embedder: Embedder | None = None, chunker: Chunker | None = None, kind: Choice | None = None
     ) -> Library:
         """The library at `uri`, made where there is none: a folder, "memory:", "milvus:PATH.db" or "milvus:http://...".
 
         embedder: default MiniLM. chunker: default by structure, 200 words with an overlap of 30. kind: of FAISS's
-        index. Raises DougongError for a library that another embedder made.
+        index, noted for the next time; default as noted, at first "auto": exact for few, HNSW for many chunks. Raises
+        DougongError for a library that another embedder made, and for a kind of a milvus: library.
         """
         embedder = embedder or default_embedder()
         return cls(open_store(uri, embedder.width, kind), embedder, chunker or Structure(200, 30))

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import cast, final, get_args
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from dougong.base import DougongError, atomic_file
 from dougong.parts.shapes import Float
 from dougong.rag.chunk import Chunk
 from dougong.rag.stores.store import Entry, Store
-from dougong.rag.vectors import Kind, VectorIndex
+from dougong.rag.vectors import Choice, VectorIndex, chosen
 from dougong.rag.where import Where, holds
 
 SCHEMA = """
@@ -38,10 +38,9 @@ class SqliteStore(Store):
     """A change is one transaction, so a process killed at any moment leaves the last whole state. Searching needs all
     chunks and vectors in memory: good for some hundred thousand."""
 
-    def __init__(self, folder: str | Path | None, width: int, kind: Kind = "exact"):
+    def __init__(self, folder: str | Path | None, width: int, kind: Choice | None = None):
         self._folder = None if folder is None else Path(folder)
         self._width = width
-        self._kind: Kind = kind
         place = ":memory:"
         if self._folder is not None:
             if self._folder.is_file():
@@ -67,6 +66,16 @@ class SqliteStore(Store):
                 f"the library {self._folder} holds vectors of width {held}, but the embedder's are {width} wide; open "
                 "it with the embedder that made it, or make a new one"
             )
+        self._kind: Choice = self._chosen(kind)
+
+    def _chosen(self, kind: Choice | None) -> Choice:
+        """The kind of index that is asked for, which is noted; of None, what was noted."""
+        noted = self.notes().get("index", "auto")
+        if kind is None:
+            return cast(Choice, noted) if noted in get_args(Choice) else "auto"
+        if kind != noted:
+            self.note("index", kind)
+        return kind
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -149,8 +158,9 @@ class SqliteStore(Store):
                 self._index.add(new, self.vectors(new))
             except DougongError:
                 self._index = None
-            if self._index is not None and self._index.stale:
-                self._index = None
+            if self._index is not None:
+                other = self._index.kind != chosen(self._kind, len(self._chunks))
+                self._index = None if other or self._index.stale else self._index
         self._seen = now
 
     def vectors(self, ids: Sequence[int]) -> Float[np.ndarray, "N D"]:
@@ -172,18 +182,19 @@ class SqliteStore(Store):
     def _open_index(self) -> VectorIndex:
         """The index in the folder where it belongs to this very state, or a new one, which is kept there."""
         ids = list(self._chunks)
+        kind = chosen(self._kind, len(ids))
         if self._folder is None:
-            return VectorIndex(ids, self.vectors(ids), self._kind)
+            return VectorIndex(ids, self.vectors(ids), kind)
         file, note = self._folder / "vectors.faiss", self._folder / "vectors.json"
-        state = {"generation": self._seen, "kind": self._kind, "width": self._width}
+        state = {"generation": self._seen, "kind": kind, "width": self._width}
         try:
             held = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             held = None
-        found = VectorIndex.load(file, self._kind, ids) if held == state else None
+        found = VectorIndex.load(file, kind, ids) if held == state else None
         if found is not None:
             return found
-        made = VectorIndex(ids, self.vectors(ids), self._kind)
+        made = VectorIndex(ids, self.vectors(ids), kind)
         try:
             # The note goes first and comes last: at no moment does it speak of a file that it does not belong to.
             note.unlink(missing_ok=True)

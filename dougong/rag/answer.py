@@ -169,7 +169,7 @@ def _judged(sentence: str, behind: Sequence[Citation], judge: ChatModel) -> bool
     answer = judge.complete([Message("user", prompt)], schema=SUPPORT)
     try:
         verdict = json.loads(answer.content)["supported"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return verdict if isinstance(verdict, bool) else None
 

@@ -15,7 +15,7 @@ from dougong.chat.delta import Delta
 from dougong.chat.message import Message, Tool
 from dougong.chat.model import ChatError, ChatModel
 from dougong.chat.sse import LONGEST, deltas, usage_of
-from dougong.chat.wire import body_of
+from dougong.chat.wire import body_of, encoded
 
 if TYPE_CHECKING:
     import httpx
@@ -140,11 +140,14 @@ class RemoteChat(ChatModel):
         self, stack: ExitStack, method: str, url: str, body: dict[str, Any] | None, whole: bool
     ) -> httpx.Response:
         """A response that is no error; `whole`: with its body read. Raises ChatError when all attempts failed."""
+        sent: dict[str, Any] = {}
+        if body is not None:
+            sent = {"content": encoded(body), "headers": {"Content-Type": "application/json"}}
         attempt = 0
         while True:
             try:
                 with _told(url, self._client.timeout.read), ExitStack() as own:
-                    response = own.enter_context(self._client.stream(method, url, json=body))
+                    response = own.enter_context(self._client.stream(method, url, **sent))
                     _unpacked(response, url)
                     if response.status_code >= 400 or whole:
                         _read(response, url, self._longest)

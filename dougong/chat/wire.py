@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,13 @@ def body_of(
     if sampling is not None:
         body |= _sampling(sampling)
     return body
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """The body as it goes over the wire. Lone surrogates, which a tool's result or a file's name can hold and UTF-8 can
+    not, become U+FFFD: what a stranger wrote must not end a run."""
+    text = json.dumps(body, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:

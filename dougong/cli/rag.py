@@ -41,8 +41,11 @@ examples:
 `dougong rag COMMAND --help` explains a command. Without an index of yours, it is the Python language reference."""
 
 LIBRARY = "runs/rag"
+DRAWN = "graph:"
+"""Begins the notes in a library that name the files of graphs that were drawn of it."""
 ChunkerName = Literal["structure", "recursive", "sentences", "fixed", "semantic", "decided"]
 How = Literal["hybrid", "words", "dense"]
+IndexName = Literal["auto", "exact", "hnsw", "ivf"]
 Into = Annotated[str, tyro.conf.arg(metavar="URI")]
 EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH[@int8]")]
 ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH[@int8]|URL")]
@@ -56,6 +59,7 @@ class Index:
     examples:
       dougong rag index docs/
       dougong rag index papers/ --library milvus:papers.db --chunker recursive --limit 300
+      dougong rag index archive/ --library archive --index hnsw
     """
 
     folder: Annotated[Path | None, tyro.conf.Positional, hint("the Python language reference", "FOLDER")] = None
@@ -68,6 +72,8 @@ class Index:
     """words of a chunk, at most"""
     overlap: int = 30
     """words that neighbours share, at most"""
+    index: Annotated[IndexName | None, hint("as it was; at first auto")] = None
+    """how vectors are searched: all, by a graph (HNSW), in cells with 8-bit codes; auto: a graph from 50,000 chunks"""
     model: ModelPath = None
     """who decides with `--chunker decided`"""
     embedder: EncoderPath = None
@@ -152,7 +158,7 @@ def run(args: list[str]) -> int:
 
 def index(args: list[str]) -> int:
     options = parse(Index, args, "rag index")
-    library = _open(options.library, options.embedder, options.chunker, options.limit, options.overlap, options.model)
+    library = _open(options)
     report = _fill(library, options.folder, options.json)
     forget(library)
     _tell(report, len(library.store.chunks()), options.library, options.json)
@@ -164,7 +170,7 @@ def remove(args: list[str]) -> int:
     if not options.names:
         raise DougongError("no file is named; give one or more")
     _kept(options.library)
-    library = _open(options.library, options.embedder, "structure", 200, 30)
+    library = _open(Index(library=options.library, embedder=options.embedder))
     known, gone = library.store.files(), []
     for name in options.names:
         found = [name] if name in known else sorted(each for each in known if fnmatchcase(each, name))
@@ -179,12 +185,15 @@ def remove(args: list[str]) -> int:
 
 
 def forget(library: Library) -> None:
-    """Take out of the graph beside the library, where there is one, what the library has no more."""
+    """Take out of the library's graphs, beside it or wherever `rag graph` made one, what the library has no more."""
     folder = library.store.kept_in()
-    if folder is not None and (folder / "graph.json").exists():
-        from dougong.rag.graph.graph import forget_gone
+    files = [] if folder is None else [folder / "graph.json"]
+    files += [Path(note.removeprefix(DRAWN)) for note in library.store.notes() if note.startswith(DRAWN)]
+    for file in files:
+        if file.exists():
+            from dougong.rag.graph.graph import forget_gone
 
-        forget_gone(folder / "graph.json", library.store.chunks())
+            forget_gone(file, library.store.chunks())
 
 
 def search(args: list[str]) -> int:
@@ -294,14 +303,14 @@ def _words(text: str | None, what: str) -> str:
     return given
 
 
-def _open(
-    uri: str, encoder: str | None, chunker: ChunkerName, limit: int, overlap: int, model: str | None = None
-) -> Library:
+def _open(options: Index) -> Library:
     from dougong.rag.embedder import open_embedder
     from dougong.rag.library import Library
 
-    embedder, asked = open_embedder(encoder), None if model is None else chat_model(model)
-    return Library.open(uri, embedder, make_chunker(chunker, limit, overlap, embedder, asked))
+    embedder = open_embedder(options.embedder)
+    asked = None if options.model is None else chat_model(options.model)
+    chunker = make_chunker(options.chunker, options.limit, options.overlap, embedder, asked)
+    return Library.open(options.library, embedder, chunker, options.index)
 
 
 def _kept(uri: str) -> None:
@@ -316,7 +325,7 @@ def ready(uri: str, encoder: str | None) -> Library:
     """The library, filled with the language reference where nothing was indexed yet and none was asked for by name."""
     if uri != LIBRARY:
         _kept(uri)
-    library = _open(uri, encoder, "structure", 200, 30)
+    library = _open(Index(library=uri, embedder=encoder))
     if not library.store.files():
         if uri != LIBRARY:
             raise DougongError(f"the library {uri} is empty; fill it first: dougong rag index FOLDER --library {uri}")

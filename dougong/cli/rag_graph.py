@@ -11,7 +11,7 @@ import tyro
 
 from dougong.base import DougongError
 from dougong.cli.options import Flag, hint, parse
-from dougong.cli.rag import LIBRARY, EncoderPath, Into, ModelPath, chat_model, ready, tell_answer
+from dougong.cli.rag import DRAWN, LIBRARY, EncoderPath, Into, ModelPath, chat_model, ready, tell_answer
 
 if TYPE_CHECKING:
     from dougong.chat import ChatModel
@@ -93,6 +93,8 @@ def opened(library: Library, named: Path | None, model: ChatModel | None, quiet:
     from dougong.train.monitor import Progress
 
     graph = Graph(library, ByRule() if model is None else ByModel(model), place_of(library, named))
+    if named is not None:
+        library.store.note(f"{DRAWN}{named.resolve()}", "")
     with Progress("chunks", max(1, len(library.store.chunks())), quiet=quiet) as bar:
 
         def update(done: int, total: int) -> None:

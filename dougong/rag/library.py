@@ -20,7 +20,7 @@ from dougong.rag.readers import find_files, printable, read_bytes, read_file
 from dougong.rag.retrievers import Dense, Suited, Words
 from dougong.rag.retrievers.basic import indexed
 from dougong.rag.stores import Entry, Store, open_store
-from dougong.rag.vectors import Kind
+from dougong.rag.vectors import Choice
 from dougong.rag.where import Where
 
 if TYPE_CHECKING:
@@ -89,12 +89,13 @@ class Library:
 
     @classmethod
     def open(
-        cls, uri: str, embedder: Embedder | None = None, chunker: Chunker | None = None, kind: Kind = "exact"
+        cls, uri: str, embedder: Embedder | None = None, chunker: Chunker | None = None, kind: Choice | None = None
     ) -> Library:
         """The library at `uri`, made where there is none: a folder, "memory:", "milvus:PATH.db" or "milvus:http://...".
 
         embedder: default MiniLM. chunker: default by structure, 200 words with an overlap of 30. kind: of FAISS's
-        index. Raises DougongError for a library that another embedder made.
+        index, noted for the next time; default as noted, at first "auto": exact for few, HNSW for many chunks. Raises
+        DougongError for a library that another embedder made, and for a kind of a milvus: library.
         """
         embedder = embedder or default_embedder()
         return cls(open_store(uri, embedder.width, kind), embedder, chunker or Structure(200, 30))
@@ -106,13 +107,14 @@ class Library:
         rest is not touched. A file that cannot be read is skipped and reported.
 
         A document's name is the folder's name and the path below it: "docs/guide/a.md". progress: (files done, files).
-        Raises DougongError for a folder that does not exist, or whose name another indexed folder already has.
+        Raises DougongError for a folder that does not exist, or whose name another indexed folder already has (one that
+        is gone from where it was has moved).
         """
         root = Path(folder).resolve()
         base = printable(root.name) or "root"
         files = list(find_files(root))
         held = self.store.notes().get(f"root:{base}")
-        if held is not None and held != str(root):
+        if held is not None and held != str(root) and Path(held).exists():
             raise DougongError(f"a folder named {base} is in the library already ({held}); rename one of the two")
         self.store.note(f"root:{base}", str(root))
         named = [(base if root.is_file() else f"{base}/{name}", path) for name, path in files]
@@ -126,7 +128,8 @@ class Library:
     def add_documents(
         self, documents: Iterable[Document], progress: Callable[[int, int], None] | None = None
     ) -> Report:
-        """Add documents that are texts already; one whose name is there is replaced where it changed."""
+        """Add documents that are texts already; one whose name is there is replaced where it changed. Of several
+        with the same name the first is taken and the others are told as skipped."""
         listed = list(documents)
         known, report = self.store.files(), Report()
         reads = (_Read(each.source, self._digest(_bytes(each)), [each]) for each in listed)
@@ -184,7 +187,12 @@ class Library:
     ) -> None:
         """Index what is new among `reads`, in batches."""
         batch: list[tuple[_Read, list[Chunk]]] = []
+        taken: set[str] = set()
         for done, read in enumerate(reads, start=1):
+            if read.file in taken:  # names that are no UTF-8 are written as others may be named
+                report.skipped.setdefault(read.file, f"{read.file} names more than one; the first is taken")
+                continue
+            taken.add(read.file)
             pieces = [] if read.reason or known.get(read.file) == read.digest else self._cut(read)
             read = _bounded(read, pieces, self.chunker)
             if read.reason:

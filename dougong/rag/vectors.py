@@ -14,10 +14,20 @@ from dougong.parts.shapes import Float
 from dougong.rag.extras import need
 
 Kind = Literal["exact", "hnsw", "ivf"]
+Choice = Literal["auto", "exact", "hnsw", "ivf"]
+MANY = 50_000
+"""From so many vectors on, what is to choose by itself walks a graph: comparing with all takes 3 ms here and grows."""
 FEW = 4096
 """Below this many vectors an inverted index has too little to learn its cells from, so it is exact."""
 LINKS, BUILD, REACH = 32, 80, 96
 """HNSW: links of a vector, candidates while building and while searching (Malkov and Yashunin 2018)."""
+
+
+def chosen(choice: Choice, count: int) -> Kind:
+    """The kind of index for `count` vectors: as asked for or, of "auto", "exact" for few and "hnsw" for MANY."""
+    if choice != "auto":
+        return choice
+    return "hnsw" if count >= MANY else "exact"
 
 
 @final

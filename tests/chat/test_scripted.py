@@ -210,3 +210,11 @@ def test_a_steady_model_is_greedy_unless_told_otherwise():
         first, second = (each.sampling for each in script.asked)
         assert first is not None and (first.temperature, first.max_tokens) == (0.0, 32)
         assert second is not None and second.temperature == 0.5
+
+
+def test_text_that_is_no_unicode_reaches_the_model() -> None:
+    """Half a surrogate pair, as a tool's result or a file's name may hold; whole pairs come as their character."""
+    seen: list[str] = []
+    with ScriptedChat([Step("Yes.", expects=lambda asked: seen.append(asked.last))]) as script, script.serve() as url:
+        assert RemoteChat(url).complete([Message("user", "a \ud800 b \ud83d\ude00 c é")]).content == "Yes."
+    assert seen == ["a \ufffd b 😀 c é"]

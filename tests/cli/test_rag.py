@@ -51,6 +51,18 @@ def test_index_search_and_ask(folder: Path, capsys) -> None:
     assert "built in 1703" in out and "[1] docs/bridge.md, bytes" in out
 
 
+def test_the_kind_of_index_is_asked_for_once(folder: Path, capsys) -> None:
+    assert main(["rag", "index", "docs", "--library", "index", "--index", "hnsw", "--json"]) == 0
+    assert main(["rag", "search", "bridge", "--library", "index", "--how", "dense"]) == 0
+    assert json.loads((folder / "index" / "vectors.json").read_text())["kind"] == "hnsw"
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    assert main(["rag", "search", "bridge", "--library", "index", "--how", "dense"]) == 0
+    assert json.loads((folder / "index" / "vectors.json").read_text())["kind"] == "hnsw"
+    capsys.readouterr()
+    assert main(["rag", "index", "docs", "--library", "index", "--index", "flat"]) != 0
+    assert "hnsw" in capsys.readouterr().err
+
+
 def test_asking_a_model_over_http(folder: Path, capsys) -> None:
     pytest.importorskip("httpx")
     assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
@@ -259,6 +271,17 @@ def test_what_is_removed_leaves_the_graph_and_the_files_on_disk(village: Path, c
     assert "did you mean 'docs/bridge.md'" in capsys.readouterr().err
     kept = b"".join(each.read_bytes() for each in (village / "index").rglob("*") if each.is_file())
     assert b"Ann Lee" not in kept and b"Dora Eno" not in kept
+
+
+def test_a_graph_elsewhere_forgets_too(village: Path, capsys) -> None:
+    assert main(["rag", "graph", "--library", "index", "--graph", "apart.json", "--json"]) == 0
+    assert "Dora Eno" in (village / "apart.json").read_text()
+    (village / "docs" / "b.txt").unlink()
+    assert main(["rag", "index", "docs", "--library", "index", "--json"]) == 0
+    assert "Dora Eno" not in (village / "apart.json").read_text()
+    (village / "apart.json").unlink()
+    assert main(["rag", "remove", "docs/*.txt", "--library", "index"]) == 0
+    assert not (village / "apart.json").exists()
 
 
 def test_a_model_draws_the_graph_over_http(village: Path, capsys) -> None:

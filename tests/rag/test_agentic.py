@@ -67,9 +67,11 @@ def test_a_greeting_needs_no_search(sources) -> None:
     assert found.answer.text == "Hello!" and [event.kind for event in found.events] == ["skip"]
 
 
-def test_every_decision_survives_nonsense(sources) -> None:
+@pytest.mark.parametrize("nonsense", ["nonsense", "[" * 100_000, '{"search":' * 5000, "9" * 5000])
+def test_every_decision_survives_nonsense(sources, nonsense: str) -> None:
     chunks = [hit.chunk for hit in sources["people"].search("Bo Chen", 2)]
-    model = ScriptedChat(["nonsense"] * 6)
+    assert rewrite("q", ["x"], ScriptedChat([json.dumps({"query": "Bo \ud800"})])) == "Bo \ufffd"
+    model = ScriptedChat([nonsense] * 6)
     assert needs_search("q", model)
     assert decompose("q", model) == ["q"]
     assert choose("q", ["a", "b"], model) == "a"
@@ -93,7 +95,16 @@ class Babbler(ChatModel):
 
 
 ANSWERS = (
-    *("", "nonsense", "[1] yes. No [2][99].", "null", "[]", '{"search": true}', '{"questions": ["a", "b", "c", "d"]}'),
+    *(
+        "",
+        "nonsense",
+        "[" * 50_000,
+        "[1] yes. No [2][99].",
+        "null",
+        "[]",
+        '{"search": true}',
+        '{"questions": ["a", "b", "c", "d"]}',
+    ),
     *('{"verdict": "partly", "helpful": [1]}', '{"query": "Bo"}', '{"supported": false}', '{"source": "mills"}'),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from dougong.base import DougongError
 from dougong.chat import ScriptedChat
 from dougong.data import Document
-from dougong.rag.answer import cite, faithfulness, verify
+from dougong.rag.answer import cite, faithfulness, statements, verify
+from dougong.rag.chunk import Chunk
 from dougong.rag.chunkers import Fixed, Sentences
 from dougong.rag.library import Library
 from tests.rag.conftest import Hashed
@@ -236,3 +238,75 @@ def test_a_document_of_too_many_chunks_is_skipped_and_told(tmp_path: Path, monke
         assert not library.store.of_files({"docs/line.txt"})
         (tmp_path / "docs" / "line.txt").write_text("one two")  # mended, it is read
         assert library.add(tmp_path / "docs").added == ["docs/line.txt"]
+
+
+def test_nothing_of_a_removed_document_is_left_on_disk(tmp_path: Path) -> None:
+    """Neither in the database nor in the indexes that are made of it, also before the next search makes them anew."""
+    docs, place = tmp_path / "docs", tmp_path / "library"
+    docs.mkdir()
+    (docs / "a.md").write_text("Zyzzogeton lives in Whitby.")
+    (docs / "b.md").write_text("Ann Lee runs a mill.")
+    library = Library.open(str(place), Hashed())
+    library.add(docs)
+    library.search("zyzzogeton")
+
+    def holding() -> set[str]:
+        return {each.name for each in place.rglob("*") if each.is_file() and b"zyzzogeton" in each.read_bytes().lower()}
+
+    assert len(holding()) == 2
+    (docs / "a.md").unlink()
+    library.add(docs)
+    assert holding() == set()
+    assert [hit.chunk.doc for hit in library.search("mill")] == ["docs/b.md"]
+    library.close()
+
+
+def test_a_folder_may_move(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("Stone.")
+    library = Library.open("memory:", Hashed())
+    library.add(tmp_path / "docs")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "docs").rename(tmp_path / "other" / "docs")
+    assert library.add(tmp_path / "other" / "docs").unchanged == 1
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(DougongError, match="rename one of the two"):
+        library.add(tmp_path / "docs")
+
+
+@pytest.mark.parametrize(
+    ("text", "cited"),
+    [
+        ("It is stone.[1] Ann owns it.[2]", ["It is stone.[1]", "Ann owns it.[2]"]),
+        ("It is stone [1]. Ann owns it. [1][2]", ["It is stone [1].", "Ann owns it. [1][2]", "Ann owns it. [1][2]"]),
+        ("桥是石头造的。【1】安拥有它【2】。", ["桥是石头造的。【1】", "安拥有它【2】。"]),
+        ("They are:\n- stone [1]\n- wood [2]", ["- stone [1]", "- wood [2]"]),
+        ("[2] says: stone. Wood too [1].", ["[2] says: stone.", "Wood too [1]."]),
+        ("Stone.\n\n[1]", ["Stone.\n\n[1]"]),
+        ("All say so [1-2].", ["All say so [1-2]."] * 2),
+        ("All say so [^1; 2].", ["All say so [^1; 2]."] * 2),
+    ],
+)
+def test_each_sentence_has_its_own_citations(text: str, cited: list[str]) -> None:
+    """However a model places and writes the marks: a sentence is not backed by what its neighbour cites."""
+    passages = [Chunk("Stone.", "a", 0, 6, {"bytes": [0, 6]}), Chunk("Wood.", "b", 0, 5, {"bytes": [0, 5]})]
+    given = cite(text, passages)
+    assert [text[slice(*each.statement)] for each in given.citations] == cited and not given.unknown
+    checked = verify(given)
+    assert sum(len(each.citations) for each in checked) == len(cited)
+
+
+WORDS, MARKS = ("Stone", " Ann", "Dr. ", "- ", "1. "), ("[1]", "[2]", " [9]", "【1】", "[1-2]", "[2-1]")
+PIECES = (*WORDS, *MARKS, ". ", "。", ".", "\n", "\n\n", "[", "]")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_statements_are_apart_and_hold_every_mark_and_word(text: str) -> None:
+    spans = statements(text)
+    assert all(start < end for start, end in spans)
+    assert all(one[1] <= two[0] for one, two in itertools.pairwise(spans))
+    held = {place for start, end in spans for place in range(start, end)}
+    assert held.issuperset(place for place, sign in enumerate(text) if sign.isalnum())
+    for each in cite(text, [Chunk("Stone", "a", 0, 5)] * 2).citations:
+        assert each.statement in spans and each.number in (1, 2)

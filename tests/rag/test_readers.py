@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dougong.base import DougongError
+from dougong.data import Document
 from dougong.rag.answer import cite
 from dougong.rag.chunkers import Fixed, Recursive, Semantic, Sentences, Structure
 from dougong.rag.library import Library
 from dougong.rag.readers import find_files, read_file
+from dougong.rag.readers.pages import visible
 from tests.rag.conftest import Hashed
 
 
@@ -222,3 +224,141 @@ def test_a_document_that_unpacks_to_too_much_is_skipped(monkeypatch) -> None:
     monkeypatch.setattr("dougong.rag.readers.office.MOST", 2 << 20)
     with pytest.raises(DougongError, match=r"bomb\.docx unpacks to 3 MiB; expected at most 2"):
         read_file("bomb.docx", data.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<!doctype html><head><title>T</title><script>s</script><body><p>No end of head", "No end of head\n"),
+        ("<nav><a>menu</a><p>after a menu without end", "menu\n\nafter a menu without end\n"),
+        ("<p>H<sub>2</sub>O, <b>water</b>.", "H2O, water.\n"),
+        ("<svg><title>t</title></svg><p>a<br>b", "a\nb\n"),
+        ("<style>p{}</style>", ""),
+    ],
+)  # fmt: skip
+def test_pages_that_leave_out_what_may_be_left_out(page: str, text: str) -> None:
+    assert visible(page) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["x", "    y", "", "`", "```", "````", "| a |", "# no title"]), min_size=1, max_size=6))
+def test_code_on_a_page_keeps_its_lines(lines: list[str]) -> None:
+    code = "\n".join(["first", *lines, "last"])
+    (document,) = read_file("a.html", f"<p>before<pre><code>{code}</code></pre>after".encode())
+    assert f"`\n{code}\n`" in document.text
+    (chunk,) = [each for each in Structure(1000).chunk(document) if "first" in each.text]
+    assert "heading" not in chunk.meta  # what looks like a title within the code is none
+
+
+@pytest.mark.parametrize(
+    ("declared", "codec", "words"),
+    [
+        ("iso-8859-1", "latin-1", "café déjà vu"),
+        ("Shift_JIS", "shift_jis", "日本語の橋"),
+        ("big5", "big5", "橋樑的歷史"),
+        ("gb2312", "gb2312", "桥梁的历史"),
+        ("windows-1251", "cp1251", "мост через реку"),
+        ("iso-8859-1", "utf-8", "was déclaré wrongly: café"),
+        ("no-such-thing", "utf-8", "café"),
+    ],
+)
+def test_a_page_is_read_as_it_declares(declared: str, codec: str, words: str) -> None:
+    for head in (f"<meta charset={declared}>", f'<meta http-equiv=x content="text/html; charset={declared}">'):
+        (document,) = read_file("a.html", f"{head}<p>{words}</p>".encode(codec))
+        assert document.text == f"{words}\n"
+    with pytest.raises(DougongError, match="not UTF-8"):
+        read_file("a.html", "<p>café déjà vu".encode("latin-1"))
+
+
+def test_what_a_word_document_wraps_is_read_too() -> None:
+    """Content controls, tracked changes, links, boxes, tables in cells, merged cells: as a reader sees them."""
+    docx = pytest.importorskip("docx")
+    from docx.oxml import parse_xml
+    from docx.oxml.ns import nsdecls
+
+    def xml(inside: str) -> object:
+        return parse_xml(inside.replace(">", f" {nsdecls('w')}>", 1))
+
+    def run(words: str) -> str:
+        return f"<w:r><w:t>{words}</w:t></w:r>"
+
+    made = docx.Document()
+    made.element.body.insert(0, xml(f"<w:sdt><w:sdtContent><w:p>{run('controlled')}</w:p></w:sdtContent></w:sdt>"))
+    line = made.add_paragraph("line")._p
+    line.append(xml(f"<w:hyperlink>{run(' linked')}</w:hyperlink>"))
+    line.append(xml(f'<w:ins w:id="1" w:author="a">{run(" added")}</w:ins>'))
+    line.append(xml('<w:del w:id="2" w:author="a"><w:r><w:delText> gone</w:delText></w:r></w:del>'))
+    line.append(xml("<w:r><w:tab/><w:t>tab</w:t><w:br/><w:t>broken</w:t></w:r>"))
+    line.append(xml(f"<w:r><w:pict><w:txbxContent><w:p>{run('boxed')}</w:p></w:txbxContent></w:pict></w:r>"))
+    table = made.add_table(2, 3)
+    table.cell(0, 0).merge(table.cell(0, 1)).text = "wide"
+    table.cell(0, 2).text = "x|y"
+    table.cell(1, 1).add_table(1, 1).cell(0, 0).text = "nested"
+    data = io.BytesIO()
+    made.save(data)
+    (document,) = read_file("a.docx", data.getvalue())
+    assert document.text.startswith("controlled\n\nline linked added\ttab\nbroken\nboxed\n")
+    rows = document.text.splitlines()[-3:]
+    assert rows[:2] == ["| wide |  | x\\|y |", "|---|---|---|"] and "nested" in rows[2] and "gone" not in document.text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(codec=None), max_size=6), inner, max_size=3)
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(JSON | st.fixed_dictionaries({"text": st.just("stone"), "title": JSON, "note": JSON}), max_size=4))
+def test_any_json_can_be_indexed(rows: list[object]) -> None:
+    """Lone surrogates, NaN and infinities, values however deep: nothing of them ends the work."""
+    data = "\n".join(json.dumps(row) for row in rows).encode()
+    library = Library.open("memory:", Hashed())
+    try:
+        documents = read_file("r.jsonl", data)
+    except DougongError as error:
+        assert "r.jsonl" in str(error)
+        return
+    library.add_documents(documents)
+    for chunk in library.store.chunks().values():
+        assert library.store.text(chunk.doc)[chunk.start : chunk.end] == chunk.text
+        json.dumps(dict(chunk.meta), ensure_ascii=False, allow_nan=False).encode()
+
+
+def test_every_value_of_a_row_is_read() -> None:
+    row = {
+        "q": "who?",
+        "answers": ["Ann", "Bo"],
+        "ctx": {"parts": [{"p": "deep"}]},
+        "none": None,
+        "n": 0.5,
+        "yes": True,
+    }
+    (document,) = read_file("r.jsonl", json.dumps(row).encode())
+    assert document.text.split("\n") == [
+        "q: who?",
+        "answers: Ann",
+        "answers: Bo",
+        "ctx.parts.p: deep",
+        "n: 0.5",
+        "yes: true",
+    ]
+    with pytest.raises(DougongError, match=r"r\.json is not JSON: .*digits"):
+        read_file("r.json", b"1" * 5000)
+
+
+def test_two_names_that_are_written_alike_are_told(tmp_path: Path) -> None:
+    for name in (b"\xff.txt", rb"\xff.txt", b"z.txt"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as stream:
+            stream.write(f"words of {name!r}")
+    library = Library.open("memory:", Hashed())
+    report = library.add(tmp_path)
+    folder = tmp_path.name
+    assert report.added == [f"{folder}/\\xff.txt", f"{folder}/z.txt"]
+    assert list(report.skipped) == [f"{folder}/\\xff.txt"]
+    report = library.add_documents([Document("one", "a"), Document("two", "a")])
+    assert (report.added, list(report.skipped), library.store.text("a")) == (["a"], ["a"], "one")

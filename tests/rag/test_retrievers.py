@@ -139,6 +139,13 @@ def test_parents_are_read_and_children_found(library: Library) -> None:
     assert sorted(texts(hits)) == sorted([DOCUMENTS["stone"], DOCUMENTS["wood"]])
 
 
+def test_no_hits_are_given_where_none_are_asked_for(library: Library) -> None:
+    found, model = library.retriever("hybrid"), ScriptedChat(["nothing"] * 9)
+    ways = [Varied(found, library.store), Parents(found, library.store, Fixed(40)), ManyQueries(found, model)]
+    for way in (found, *ways, Hypothetical(found, model), Hybrid((found, found))):
+        assert way.search("bridge", 0) == []
+
+
 def test_varied_hits(library: Library) -> None:
     library.add_documents([Document("The stone bridge stands!", "copy")])
     plain = library.retriever("dense").search("stone bridge", 2)

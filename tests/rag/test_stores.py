@@ -14,6 +14,7 @@ from dougong.data import Document
 from dougong.rag.chunk import Chunk
 from dougong.rag.embedder import unit
 from dougong.rag.stores import Entry, Store, open_store
+from dougong.rag.stores.sqlite import SqliteStore
 
 WIDTH = 8
 STORES = ("memory", "folder", "folder-hnsw", "milvus")
@@ -148,3 +149,38 @@ def test_uris_and_widths(tmp_path: Path) -> None:
     opened("folder", tmp_path).close()
     with pytest.raises(DougongError, match="width 8"):
         open_store(str(tmp_path / "library"), 9)
+
+
+def test_the_kind_of_index_is_noted_and_few_are_compared_with_all(tmp_path: Path, monkeypatch) -> None:
+    """As asked for, also when opened again; by itself exact until there are MANY, then a graph, and back."""
+    monkeypatch.setattr("dougong.rag.vectors.MANY", 30)
+    place, draw = str(tmp_path / "library"), np.random.default_rng(0)
+
+    def add(store: SqliteStore, first: int, count: int) -> None:
+        rows = unit(draw.normal(size=(count, 8)).astype(np.float32))
+        for number, row in enumerate(rows, start=first):
+            document = Document(f"text {number}", f"d{number}")
+            chunk = Chunk(document.text, document.source, 0, len(document.text))
+            store.replace([], [Entry(document.source, "x", [document], [chunk], row[None])])
+
+    def kept(store: SqliteStore) -> str:
+        every = list(store.chunks())
+        for each, vector in zip(every, store.vectors(every), strict=True):
+            assert store.nearest(vector, 1)[0][0] == each
+        assert store._index is not None
+        return store._index.kind
+
+    store = SqliteStore(place, 8)
+    add(store, 0, 29)
+    assert kept(store) == "exact"
+    add(store, 29, 1)
+    assert kept(store) == "hnsw"
+    store.replace(["d0"], [])
+    assert kept(store) == "exact"
+    store.close()
+    for asked, told in (("hnsw", "hnsw"), (None, "hnsw"), ("exact", "exact"), (None, "exact"), ("auto", "exact")):
+        store = SqliteStore(place, 8, asked)  # pyright: ignore[reportArgumentType]
+        assert kept(store) == told
+        store.close()
+    with pytest.raises(DougongError, match="makes its own index"):
+        open_store("milvus:x.db", 8, "hnsw")

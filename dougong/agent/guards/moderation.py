@@ -34,7 +34,7 @@ def judge(model: ChatModel, policy: str = POLICY) -> Callable[[str], str | None]
         try:
             verdict = json.loads(answer)
             harmful, reason = bool(verdict["harmful"]), str(verdict["reason"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DougongError(f"the judge gave no verdict: {answer!r:.80}") from None
         return (reason or "harmful") if harmful else None
 

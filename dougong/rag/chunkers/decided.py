@@ -56,6 +56,6 @@ class Decided(Chunker):
         try:
             numbers = json.loads(answer.content)["begins"]
             return sorted({number - 1 for number in numbers if isinstance(number, int) and 1 < number <= len(texts)})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self.unread += 1
             return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dougong.base import DougongError
@@ -23,7 +24,8 @@ def read_docx(data: bytes, name: str) -> list[Document]:
         unpacked = sum(each.file_size for each in zipfile.ZipFile(io.BytesIO(data)).infolist())
         if unpacked > MOST:
             raise DougongError(f"{name} unpacks to {unpacked >> 20} MiB; expected at most {MOST >> 20}")
-        parts = [_part(block) for block in docx.Document(io.BytesIO(data)).iter_inner_content()]
+        document = docx.Document(io.BytesIO(data))
+        parts = list(_blocks(document.element.body, {style.style_id: style.name or "" for style in document.styles}))
     except DougongError:
         raise
     except Exception as error:  # zip, XML and package errors of many kinds
@@ -31,16 +33,60 @@ def read_docx(data: bytes, name: str) -> list[Document]:
     return [extracted("\n\n".join(part for part in parts if part.strip()) + "\n", name)]
 
 
-def _part(block: Any) -> str:
-    if hasattr(block, "rows"):
-        rows = [
-            "| " + " | ".join(" ".join(cell.text.split()).replace("|", "\\|") for cell in row.cells) + " |"
-            for row in block.rows
-        ]
-        columns = len(block.rows[0].cells) if block.rows else 0
-        return "\n".join([*rows[:1], "|" + "---|" * columns, *rows[1:]])
-    style = (block.style.name or "") if block.style is not None else ""
+# Read from the XML: python-docx's own paragraphs leave out content controls, tracked insertions and text boxes.
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_COPY = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+"""The copy of a shape for old programs."""
+_PROPERTIES = ("pPr", "rPr", "sdtPr", "tblPr", "trPr", "tcPr")
+# Beside these: what was deleted or moved away, and the instructions of fields.
+_GONE = {_COPY} | {f"{_W}{tag}" for tag in ("del", "moveFrom", "instrText", *_PROPERTIES)}
+_SIGNS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
+
+
+def _blocks(parent: Any, styles: Mapping[str, str]) -> Iterator[str]:
+    """Paragraphs and tables below an element, in their order, whatever they are wrapped in."""
+    for child in parent:
+        if child.tag == f"{_W}p":
+            yield _paragraph(child, styles)
+        elif child.tag == f"{_W}tbl":
+            yield _table(child, styles)
+        elif child.tag not in _GONE:
+            yield from _blocks(child, styles)
+
+
+def _paragraph(element: Any, styles: Mapping[str, str]) -> str:
+    text = "".join(_words(element, styles))
+    named = element.find(f"{_W}pPr/{_W}pStyle")
+    style = "" if named is None else styles.get(named.get(f"{_W}val"), "")
     depth = re.fullmatch(r"Heading (\d)|(Title)", style)
-    if depth and block.text.strip():
-        return "#" * (min(6, int(depth[1])) if depth[1] else 1) + " " + " ".join(block.text.split())
-    return f"- {block.text}" if style.startswith("List") else block.text
+    if depth and text.strip():
+        return "#" * (min(6, int(depth[1])) if depth[1] else 1) + " " + " ".join(text.split())
+    return f"- {text}" if style.startswith("List") else text
+
+
+def _words(parent: Any, styles: Mapping[str, str]) -> Iterator[str]:
+    for child in parent:
+        if child.tag == f"{_W}t":
+            yield child.text or ""
+        elif child.tag in _SIGNS:
+            yield _SIGNS[child.tag]
+        elif child.tag == f"{_W}txbxContent":  # a box of its own paragraphs within the line
+            yield "\n" + "\n".join(_blocks(child, styles)) + "\n"
+        elif child.tag not in _GONE:
+            yield from _words(child, styles)
+
+
+def _table(element: Any, styles: Mapping[str, str]) -> str:
+    rows = []
+    for row in element.iter(f"{_W}tr"):
+        if next(row.iterancestors(f"{_W}tbl")) is not element:
+            continue  # of a table within a cell, which is told with the cell
+        cells: list[str] = []
+        for cell in (each for each in row.iter(f"{_W}tc") if next(each.iterancestors(f"{_W}tr")) is row):
+            span = cell.find(f"{_W}tcPr/{_W}gridSpan")
+            wide = min(64, int(span.get(f"{_W}val"))) if span is not None else 1
+            cells += [" ".join(" ".join(_blocks(cell, styles)).split()).replace("|", "\\|"), *[""] * (wide - 1)]
+        rows.append("| " + " | ".join(cells) + " |")
+        if len(rows) == 1:
+            rows.append("|" + "---|" * len(cells))
+    return "\n".join(rows)

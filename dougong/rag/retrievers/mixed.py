@@ -103,6 +103,8 @@ class Parents(Retriever):
     def search(self, query: str, k: int = 10, where: Where | None = None) -> list[Hit]:
         from dougong.data import Document
 
+        if k < 1:
+            return []
         found: dict[int, Hit] = {}
         cut: dict[str, list] = {}
         for hit in self._base.search(query, deep(k), where):

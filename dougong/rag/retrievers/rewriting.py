@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from dougong.chat import ChatModel, Message
+from dougong.data.readers import well_formed
 from dougong.rag.fusion import reciprocal_rank
 from dougong.rag.hit import Hit, Retriever
 from dougong.rag.retrievers.mixed import deep
@@ -18,7 +19,9 @@ def asked(model: ChatModel, prompt: str, schema: Mapping[str, Any]) -> dict[str,
     answer = model.complete([Message("user", prompt)], schema=dict(schema))
     try:
         value = json.loads(answer.content)
-    except ValueError:
+        # JSON can escape half a surrogate pair, which no encoder could search for.
+        value = json.loads(well_formed(json.dumps(value, ensure_ascii=False)))
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import cast, final, get_args
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from dougong.base import DougongError, atomic_file
 from dougong.parts.shapes import Float
 from dougong.rag.chunk import Chunk
 from dougong.rag.stores.store import Entry, Store
-from dougong.rag.vectors import Kind, VectorIndex
+from dougong.rag.vectors import Choice, VectorIndex, chosen
 from dougong.rag.where import Where, holds
 
 SCHEMA = """
@@ -37,10 +38,9 @@ class SqliteStore(Store):
     """A change is one transaction, so a process killed at any moment leaves the last whole state. Searching needs all
     chunks and vectors in memory: good for some hundred thousand."""
 
-    def __init__(self, folder: str | Path | None, width: int, kind: Kind = "exact"):
+    def __init__(self, folder: str | Path | None, width: int, kind: Choice | None = None):
         self._folder = None if folder is None else Path(folder)
         self._width = width
-        self._kind: Kind = kind
         place = ":memory:"
         if self._folder is not None:
             if self._folder.is_file():
@@ -66,6 +66,16 @@ class SqliteStore(Store):
                 f"the library {self._folder} holds vectors of width {held}, but the embedder's are {width} wide; open "
                 "it with the embedder that made it, or make a new one"
             )
+        self._kind: Choice = self._chosen(kind)
+
+    def _chosen(self, kind: Choice | None) -> Choice:
+        """The kind of index that is asked for, which is noted; of None, what was noted."""
+        noted = self.notes().get("index", "auto")
+        if kind is None:
+            return cast(Choice, noted) if noted in get_args(Choice) else "auto"
+        if kind != noted:
+            self.note("index", kind)
+        return kind
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -89,13 +99,15 @@ class SqliteStore(Store):
     def replace(self, drop: Collection[str], entries: Sequence[Entry]) -> None:
         gone = {*drop, *(entry.file for entry in entries)}
         with self._explained(), self._db:
-            self._db.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in gone])
+            deleted = self._db.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in gone]).rowcount
             for entry in entries:
                 self._insert(entry)
             self._db.execute(
                 "INSERT INTO notes VALUES ('generation', '1') "
                 "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
             )
+        if deleted > 0 and self._folder is not None:
+            _remove_copies(self._folder)
 
     def _insert(self, entry: Entry) -> None:
         self._db.execute("INSERT INTO files VALUES (?, ?, ?)", (entry.file, entry.digest, entry.reason))
@@ -146,8 +158,9 @@ class SqliteStore(Store):
                 self._index.add(new, self.vectors(new))
             except DougongError:
                 self._index = None
-            if self._index is not None and self._index.stale:
-                self._index = None
+            if self._index is not None:
+                other = self._index.kind != chosen(self._kind, len(self._chunks))
+                self._index = None if other or self._index.stale else self._index
         self._seen = now
 
     def vectors(self, ids: Sequence[int]) -> Float[np.ndarray, "N D"]:
@@ -169,18 +182,19 @@ class SqliteStore(Store):
     def _open_index(self) -> VectorIndex:
         """The index in the folder where it belongs to this very state, or a new one, which is kept there."""
         ids = list(self._chunks)
+        kind = chosen(self._kind, len(ids))
         if self._folder is None:
-            return VectorIndex(ids, self.vectors(ids), self._kind)
+            return VectorIndex(ids, self.vectors(ids), kind)
         file, note = self._folder / "vectors.faiss", self._folder / "vectors.json"
-        state = {"generation": self._seen, "kind": self._kind, "width": self._width}
+        state = {"generation": self._seen, "kind": kind, "width": self._width}
         try:
             held = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             held = None
-        found = VectorIndex.load(file, self._kind, ids) if held == state else None
+        found = VectorIndex.load(file, kind, ids) if held == state else None
         if found is not None:
             return found
-        made = VectorIndex(ids, self.vectors(ids), self._kind)
+        made = VectorIndex(ids, self.vectors(ids), kind)
         try:
             # The note goes first and comes last: at no moment does it speak of a file that it does not belong to.
             note.unlink(missing_ok=True)
@@ -209,6 +223,13 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         self._db.close()
+
+
+def _remove_copies(folder: Path) -> None:
+    """What was made of the chunks and no longer holds: the indexes of words and vectors keep what was removed."""
+    for name in ("words.json", "vectors.json", "vectors.faiss"):  # the notes first: nothing speaks of what is gone
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "words", ignore_errors=True)
 
 
 def _chunk(row: tuple[int, str, int, int, str, str]) -> Chunk:

@@ -13,7 +13,7 @@ from dougong.base import DougongError
 from dougong.data import Document
 from dougong.parts.shapes import Float
 from dougong.rag.chunk import Chunk
-from dougong.rag.vectors import Kind
+from dougong.rag.vectors import Choice
 from dougong.rag.where import Where
 
 
@@ -87,17 +87,20 @@ class Store(ABC):
         """Let go of files and connections."""
 
 
-def open_store(uri: str, width: int, kind: Kind = "exact") -> Store:
+def open_store(uri: str, width: int, kind: Choice | None = None) -> Store:
     """The store that a URI names, made where it is not there yet.
 
     "memory:"; "milvus:PATH.db" (a file, by milvus-lite), "milvus:http://HOST:PORT" (a server or cluster, token in the
-    environment as MILVUS_TOKEN); anything else is a folder. width: of the vectors. kind: of FAISS's index.
+    environment as MILVUS_TOKEN); anything else is a folder. width: of the vectors. kind: of FAISS's index, noted in the
+    library; None: as noted, at first "auto". Raises DougongError for a kind of a milvus: library, which makes its own.
     """
     from dougong.rag.stores.sqlite import SqliteStore
 
     if uri in ("memory:", "memory"):
         return SqliteStore(None, width, kind)
     if uri.startswith("milvus:"):
+        if kind is not None:
+            raise DougongError(f"the library {uri} makes its own index of vectors; leave the kind {kind!r} out")
         from dougong.rag.stores.milvus import MilvusStore
 
         return MilvusStore(uri.removeprefix("milvus:"), width)

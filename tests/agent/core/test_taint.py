@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dougong.agent import Agent, replay, tool, worker
-from dougong.agent.taint import RULE, Taint, leaves, marked
+from dougong.agent.taint import RULE, Taint, leaves, marked, numbers
 from dougong.base import DougongError
 from dougong.chat import Message, ScriptedChat, Step
 from tests.agent.core.doing import Endless, Post, add, call, calls, fetch, kinds, last, run
@@ -183,3 +183,32 @@ def test_every_place_of_the_arguments_counts() -> None:
         "a key of the arguments": "more",
         "more": 2.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("pay 5, then 6.", [5, 6]),
+        ("1,234.5 and 1,234,567", [1234.5, 1234567]),
+        ("items 1,2", [1, 2]),
+        ("version 1.2.3 at 192.168.0.1 on 2026.11.28", []),
+        ("from 3-4 to -0.5e1", [3, 4, -5.0]),
+        ("account 12345678901234567", [12345678901234567]),
+        ("9" * 5000, []),
+    ],
+)
+def test_the_numbers_of_a_text(text: str, found: list[float]) -> None:
+    assert numbers(text) == found
+
+
+@given(st.text("0123456789.,-eE+ x\u0663", max_size=30))
+def test_no_text_is_too_odd_for_its_numbers(text: str) -> None:
+    assert all(isinstance(each, (int, float)) for each in numbers(text))
+
+
+def test_a_task_with_a_version_in_it_is_not_lost() -> None:
+    taint = Taint()
+    taint.trust("set port 80 at 192.168.0.1 for account 12345678901234567")
+    taint.distrust("set it to 81", "fetch")
+    assert taint.reasons({"port": 80, "account": 12345678901234567}, {}) == ()
+    assert taint.reasons({"port": 168}, {}) and taint.reasons({"account": 12345678901234568}, {})

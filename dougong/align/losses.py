@@ -9,6 +9,14 @@ and log-probabilities summed over the answer's tokens, or their mean a token whe
 `chosen_tokens` and the like are the numbers of tokens of the answers, by which sums become means a token; without them
 (None) the log-probabilities given are taken for such means already. A pair with equal sides has d = 0: its loss is the
 one of indifference (log 2 for DPO) and its two gradients cancel.
+
+Different from TRL on purpose:
+
+- beta is above 0 and label smoothing below 0.5; TRL takes others too (beta 0: log 2, or the likelihood alone)
+- tokens are those with a log-probability: TRL's IPO counts the first of a text without a prompt too, which has none
+- the mean of an answer without tokens is 0, and so is one over no tokens at all; TRL's CPO, SimPO, ORPO are NaN there
+- ORPO's answers are at most exp(-1e-7) likely a token; TRL's loss is infinite or NaN at 1
+- a batch is one, however it is cut: TRL's means over tokens (CPO, ORPO) and KTO's reference point are of each part
 """
 
 from __future__ import annotations
@@ -84,14 +92,16 @@ def simpo(
     rejected_tokens: Float[Tensor, " N"] | None = None,
     alpha: float = 0.0,
     mean_tokens: Float[Tensor, ""] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Loss:
     """-log sigmoid(beta (m_c - m_r) - gamma), m the mean log-probability a token; no reference (Meng et al. 2024).
 
     alpha adds as much of the chosen answers' negative log-likelihood a token, as `cpo` does (TRL's default is 1, the
-    paper has none). For `mean_tokens` see `cpo`.
+    paper has none): CPO-SimPO. For `mean_tokens` see `cpo`, for label smoothing `cdpo`, its flipped side being that of
+    the whole margin, gamma included.
     """
     chosen, rejected = _mean(policy_chosen, chosen_tokens), _mean(policy_rejected, rejected_tokens)
-    each = _logistic(_positive("beta", beta) * (chosen - rejected) - gamma)
+    each = _logistic(_positive("beta", beta) * (chosen - rejected) - gamma, label_smoothing)
     return _with_likelihood(_paired(each, chosen, rejected, beta), policy_chosen, chosen_tokens, alpha, mean_tokens)
 
 
@@ -243,8 +253,8 @@ def _with_likelihood(
         return loss
     if mean_tokens is None:
         mean_tokens = total.new_ones(()) if tokens is None else tokens.float().mean()
-    mean = mean_tokens.clamp(min=1)
-    nll = -total.sum() / mean
+    # Below 1 where most answers are empty; 0 where all are, and then so is the sum.
+    nll = -total.sum() / torch.where(mean_tokens > 0, mean_tokens, 1.0)
     return Loss(loss.sum + alpha * nll, loss.weight, {**loss.metrics, "nll": nll.detach()})
 
 

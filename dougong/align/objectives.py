@@ -58,7 +58,8 @@ def _pairs(method: Method, how: PreferenceLoss) -> Objective:
         else:
             mean = batch.further["mean_tokens"][0]
             if method == "simpo":
-                loss = losses.simpo(*policy, how.beta, how.gamma, *tokens, how.alpha or 0.0, mean)
+                alpha = how.alpha or 0.0
+                loss = losses.simpo(*policy, how.beta, how.gamma, *tokens, alpha, mean, how.label_smoothing)
             elif method == "cpo":
                 alpha = 1.0 if how.alpha is None else how.alpha
                 loss = losses.cpo(*policy, how.beta, alpha, tokens[0], how.label_smoothing, mean)

@@ -1,7 +1,10 @@
 """The losses of reinforcement learning on texts: ratios, clipping, divergences, and one way to sum them up.
 
-Every method is a choice of advantages (align/advantages.py), of clipping, and of `how` token losses are aggregated.
-Values are (B, T) at the places of tokens; the mask is true at those of the answers.
+Every method is a choice of advantages (align/advantages.py), of what the ratio and its clipping are of, and of `how`
+token losses are aggregated. Values are (B, T) at the places of tokens; the mask is true at those of the answers.
+
+Values and gradients are TRL's, but for two things: differences of log-probabilities beyond 20 count as 20, where TRL's
+go to infinity; and means are over what the updates themselves hold (see `aggregate`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dougong.parts.shapes import Bool, Float
 from dougong.train.objectives import Loss
 
 How = Literal["token", "sequence", "sum", "length"]
+Level = Literal["token", "sequence", "answer"]
 Estimator = Literal["k1", "k2", "k3"]
 
 # exp of a larger difference of log-probabilities would end in infinity; clipping stops gradients long before it.
@@ -27,9 +31,10 @@ def aggregate(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(sum, weight) whose quotient over all micro-batches and ranks is
 
-    token      the mean over all tokens (DAPO, PPO)
+    token      the mean over all tokens (DAPO, PPO). Where a rollout is cut into several updates each divides by its own
+               tokens; TRL's "dapo" divides all by the rollout's tokens over the number of updates
     sequence   the mean over answers of each one's mean over its tokens (GRPO); an empty answer counts as 0
-    sum        the mean over answers of the sum over its tokens (REINFORCE, RLOO)
+    sum        the mean over answers of the sum over its tokens (REINFORCE)
     length     that sum over a constant `length`, not the answer's own (Dr. GRPO: the longest answer allowed)
 
     Sums and weights add, so an update is the same however its batch is cut.
@@ -48,9 +53,28 @@ def aggregate(
     return masked.sum() / length, rows
 
 
-def ratio(policy: Float[Tensor, "B T"], old: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """pi(token) / pi_old(token); differences of log-probabilities beyond 20 count as 20."""
-    return (policy - old).clamp(-_LARGEST, _LARGEST).exp()
+def ratio(
+    policy: Float[Tensor, "B T"],
+    old: Float[Tensor, "B T"],
+    level: Level = "token",
+    mask: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T"]:
+    """pi / pi_old at every token; differences of log-probabilities beyond 20 count as 20.
+
+    token      of the token (PPO, GRPO)
+    sequence   of the answer, its geometric mean over the answer's tokens (GSPO: Zheng et al. 2025, equation 7)
+    answer     of the answer, the product over its tokens: the answer is one action (RLOO: Ahmadian et al. 2024)
+
+    One of an answer stands at all its places: the mean over them is the answer's own loss. An empty answer's is 1.
+    """
+    difference = policy - old
+    if level != "token":
+        inside = torch.ones_like(difference, dtype=torch.bool) if mask is None else mask
+        total = torch.where(inside, difference, 0.0).sum(-1, keepdim=True)
+        if level == "sequence":
+            total = total / inside.sum(-1, keepdim=True).clamp(min=1)
+        difference = total.expand_as(difference)
+    return difference.clamp(-_LARGEST, _LARGEST).exp()
 
 
 def clipped(
@@ -59,12 +83,14 @@ def clipped(
     advantages: Float[Tensor, "B T"],
     low: float = 0.2,
     high: float | None = None,
+    level: Level = "token",
+    mask: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """-min(q A, clip(q, 1 - low, 1 + high) A), q the ratio (PPO: Schulman et al. 2017, equation 7). A `high` above
     `low` leaves rare tokens more room to grow (DAPO's clip-higher)."""
     if not (0 < low < 1 and (high is None or high > 0)):
         raise DougongError(f"clip is {low} to {high}; expected a share below 1, and a positive one above")
-    q = ratio(policy, old)
+    q = ratio(policy, old, level, mask)
     return -torch.minimum(q * advantages, q.clamp(1 - low, 1 + (low if high is None else high)) * advantages)
 
 
@@ -74,9 +100,11 @@ def clipped_share(
     advantages: Float[Tensor, "B T"],
     low: float = 0.2,
     high: float | None = None,
+    level: Level = "token",
+    mask: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """1 where clipping has ended a token's gradient, else 0."""
-    q = ratio(policy, old).detach()
+    q = ratio(policy, old, level, mask).detach()
     above, below = q > 1 + (low if high is None else high), q < 1 - low
     return ((above & (advantages > 0)) | (below & (advantages < 0))).to(policy.dtype)
 
@@ -119,10 +147,11 @@ def policy_objective(
     coefficient: float = 0.0,
     further: Float[Tensor, "B T"] | None = None,
     length: int | None = None,
+    level: Level = "token",
 ) -> Loss:
-    """Clipped policy loss, plus coefficient times the divergence (k3) from the reference where there is one, plus any
-    `further` loss of each token (PPO's value loss, weighted), aggregated as `how` says."""
-    each = clipped(policy, old, advantages, low, high)
+    """Clipped policy loss (of ratios at `level`), plus coefficient times the divergence (k3) from the reference where
+    there is one, plus any `further` loss of each token (PPO's value loss, weighted), aggregated as `how` says."""
+    each = clipped(policy, old, advantages, low, high, level, mask)
     if reference is not None and coefficient:
         each = each + coefficient * divergence(policy, reference)
     if further is not None:
@@ -134,7 +163,7 @@ def policy_objective(
         mean, tokens = aggregate(values.detach(), mask)
         return mean / tokens.clamp(min=1) * weight
 
-    metrics = {"clipped": share(clipped_share(policy, old, advantages, low, high))}
+    metrics = {"clipped": share(clipped_share(policy, old, advantages, low, high, level, mask))}
     if reference is not None:
         metrics["kl"] = share(divergence(policy, reference))
     return Loss(total, weight, metrics)

@@ -35,7 +35,7 @@ class PreferenceLoss:
     - beta: strength of the pull to the reference (dpo, cdpo, ipo, kto), or scale of the margin (the others)
     - gamma: the margin that simpo asks for
     - alpha: how much the chosen answers' likelihood counts besides (None: as in the papers, cpo 1, simpo 0)
-    - label_smoothing: the share of labels that cdpo and cpo think wrong
+    - label_smoothing: the share of labels that cdpo, cpo and simpo think wrong
     - desirable, undesirable: kto's weights of good and bad answers
     - center: how strongly rewards are drawn to 0. margin: whether the data's margins count
     """

@@ -73,6 +73,7 @@ def objective(recipe: Rl, value: Model | None, names: Sequence[str]) -> Objectiv
     are of all answers; "entropy" is that of the batch's rows alone."""
     rules, how, loss = recipe.rules, recipe.rollout, recipe.loss
     high = rules.high if loss.clip_high is None else loss.clip_high
+    level = rules.level if loss.level is None else loss.level
 
     def compute(model: Model, batch: Batch) -> Loss:
         mask = batch.targets != IGNORED
@@ -86,7 +87,7 @@ def objective(recipe: Rl, value: Model | None, names: Sequence[str]) -> Objectiv
             added = loss.value_weight * value_loss(values, further["values"], further["returns"], loss.value_clip)
         found = policy_objective(
             policy, old, further["advantages"], mask, rules.how, loss.clip, high, further.get("reference"),
-            float(further["coefficient"][0]), added, how.max_tokens,
+            float(further["coefficient"][0]), added, how.max_tokens, level,
         )  # fmt: skip
         share = found.weight / mask.sum().clamp(min=1)
         metrics = {name: stat * found.weight for name, stat in zip(names, further["stats"][0], strict=True)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dougong.align.kl import Kl
-from dougong.align.policy import How
+from dougong.align.policy import How, Level
 from dougong.align.rewards.choose import Rewards
 from dougong.base import DougongError
 from dougong.train.loop import Training
@@ -28,6 +28,7 @@ class Rules:
     kl           its usual coefficient, and whether the divergence stands in the reward (k1, as part of what an answer
                  earns) or in the loss (k3)
     high         the upper clip where it is not the lower one. dynamic: groups of equal rewards are sampled anew
+    level        what the clipped ratio is of
     """
 
     advantages: Literal["value", "group", "centred", "others", "returns"]
@@ -36,6 +37,7 @@ class Rules:
     kl_in: Literal["reward", "loss"]
     high: float | None = None
     dynamic: bool = False
+    level: Level = "token"
 
 
 METHODS: dict[RlMethod, Rules] = {
@@ -50,7 +52,7 @@ METHODS: dict[RlMethod, Rules] = {
     # Yu et al. 2025
     "dapo": Rules("group", "token", 0.0, "loss", high=0.28, dynamic=True),
     # Ahmadian et al. 2024: the answer is one action, the divergence part of its reward
-    "rloo": Rules("others", "sum", 0.05, "reward"),
+    "rloo": Rules("others", "sequence", 0.05, "reward", level="answer"),
     # Hu et al. 2025: no critic and no groups; returns are whitened over the whole batch
     "reinforce++": Rules("returns", "token", 0.01, "reward"),
 }
@@ -92,11 +94,14 @@ class Rollout:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """clip: how far a token's ratio may move; clip_high: upwards (None: the method's). gamma, lam: discount and GAE's
-    lambda. value_weight, value_clip: of the value model's loss (ppo, reft)."""
+    """clip: how far a ratio may move; clip_high: upwards (None: the method's). level: what the ratio is of: a token, a
+    sequence (its mean over the answer's tokens, as in GSPO, whose clips are some 3e-4), or the answer as one action
+    (None: the method's). gamma, lam: discount and GAE's lambda. value_weight, value_clip: of the value model's loss
+    (ppo, reft)."""
 
     clip: float = 0.2
     clip_high: float | None = None
+    level: Level | None = None
     gamma: float = 1.0
     lam: float = 0.95
     value_weight: float = 0.1
@@ -154,6 +159,8 @@ class Rl:
             raise DougongError(f"{count} answers cannot be cut into {self.rollout.minibatches} minibatches")
         if not 0 < self.loss.clip < 1:
             raise DougongError(f"loss.clip is {self.loss.clip}; expected a share, above 0 and below 1")
+        if self.loss.clip_high is not None and not self.loss.clip_high > 0:
+            raise DougongError(f"loss.clip_high is {self.loss.clip_high}; expected a share, above 0")
         if self.value is not None and self.rules.advantages != "value":
             raise DougongError(f"{self.method} has no value model; leave `value` out")
 

@@ -12,7 +12,7 @@ from dougong.base import DougongError
 from dougong.tune.dora import DoRAPlugin
 from dougong.tune.ia3 import IA3, IA3Plugin
 from dougong.tune.insert import prompted
-from dougong.tune.lora import LoRA, LowRankPlugin
+from dougong.tune.lora import BiasedPlugin, LoRA, LowRankPlugin
 from dougong.tune.prompt import PromptBase, PromptPlugin, PromptTuning, reader, reserve
 from dougong.tune.tuning import Plugin, Tuning, tunings
 from dougong.tune.vera import VeRAPlugin
@@ -27,7 +27,8 @@ def combined(model: Any, chosen: Weighted, name: str) -> Tuning:
         if tuning.swaps or tuning.method.whole:
             raise DougongError(f"the adapter {tuning.name!r} trains weights of the model itself; it cannot be combined")
     plugs = [plug for tuning, _ in chosen for plug in tuning.plugs.values()]
-    if all(isinstance(plug, (LowRankPlugin, VeRAPlugin)) and not isinstance(plug, DoRAPlugin) for plug in plugs):
+    alone = (DoRAPlugin, BiasedPlugin)
+    if all(isinstance(plug, (LowRankPlugin, VeRAPlugin)) and not isinstance(plug, alone) for plug in plugs):
         return _low_rank(model, chosen, name)
     if all(isinstance(plug, IA3Plugin) for plug in plugs):
         return _scales(model, chosen, name)
@@ -35,7 +36,8 @@ def combined(model: Any, chosen: Weighted, name: str) -> Tuning:
         return _prompts(model, chosen, name)
     kinds = ", ".join(dict.fromkeys(type(tuning.method).__name__ for tuning, _ in chosen))
     raise DougongError(
-        f"adapters of {kinds} cannot be combined; low-rank ones can (LoRA and its kin, AdaLoRA, VeRA, not DoRA), IA3 "
+        f"adapters of {kinds} cannot be combined; low-rank ones can (LoRA and its kin, AdaLoRA, VeRA, not DoRA or "
+        "biases of B), IA3 "
         "with IA3, and prompts with prompts"
     )
 

@@ -64,9 +64,21 @@ class LowRank(Method, ABC):
 
 @dataclass(frozen=True)
 class LoRA(LowRank):
-    """Both matrices are trained, at one rate."""
+    """Both matrices are trained, at one rate. bias: B has one too (PEFT's lora_bias), 0 at the start; not on embeddings
+    and experts."""
 
     tagged: ClassVar[bool] = True
+
+    bias: bool = False
+
+    def plug(self, path: str, site: Site, tuning: Tuning, generator: torch.Generator) -> LowRankPlugin:
+        plug = super().plug(path, site, tuning, generator)
+        if not self.bias:
+            return plug
+        if not isinstance(site, Linear):
+            raise DougongError(f"LoRA.bias is True, but {path} is no single projection; leave it out of the match")
+        bias = torch.zeros_like(plug.b[:, 0])
+        return BiasedPlugin(tuning, plug.a.data, plug.b.data, plug.scale, self.dropout, bias)
 
 
 def initial(site: Site, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -121,6 +133,22 @@ class LowRankPlugin(Plugin):
 
     def extra_repr(self) -> str:
         return f"rank={self.a.shape[-2]}, scale={self.scale:.4g}"
+
+
+class BiasedPlugin(LowRankPlugin):
+    """y + s (B A x + bias). bias: (o)."""
+
+    def __init__(self, tuning: Tuning, a: Tensor, b: Tensor, scale: float, dropout: float, bias: Tensor):
+        super().__init__(tuning, a, b, scale, dropout)
+        self.bias = nn.Parameter(bias)
+
+    def change(self, layer: Any, x: Tensor, y: Tensor, groups: Groups | None = None) -> Tensor:
+        return super().change(layer, x, y, groups) + (self.scale * self.bias).to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
+        if bias is None:
+            raise DougongError("LoRA.bias cannot be merged into a layer that has no bias; leave the adapter beside it")
+        return weight + self.delta(), bias + self.scale * self.bias.to(bias.dtype)
 
 
 def dropped(plug: LowRankPlugin, x: Tensor) -> Tensor:

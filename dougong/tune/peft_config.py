@@ -16,14 +16,14 @@ _SAID = {
 }  # fmt: skip
 _LORA = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
-    "init_lora_weights", "megatron_core", "runtime_config", "qalora_group_size", "eva_config",
+    "init_lora_weights", "lora_bias", "megatron_core", "runtime_config", "qalora_group_size", "eva_config",
 }  # fmt: skip
 _PROMPT = {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"}
 _KNOWN: dict[str, set[str]] = {
     "LORA": _SAID | _LORA,
     "ADALORA": (_SAID | _LORA | {
         "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
-    }) - {"use_rslora", "use_dora"},
+    }) - {"use_rslora", "use_dora", "lora_bias"},
     "VERA": _SAID | {
         "r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "bias", "init_weights",
     },
@@ -111,6 +111,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_alpha": (_number, "a number"),
     "lora_dropout": (_number, "a number"),
     "vera_dropout": (_number, "a number"),
+    "lora_bias": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "alpha_pattern": (_pattern_of(_number), "an object of numbers by regular expressions"),
     "target_modules": (_chosen, _CHOICE),
     "exclude_modules": (_chosen, _CHOICE),

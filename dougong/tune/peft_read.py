@@ -18,7 +18,7 @@ from dougong.tune.attach import adopt
 from dougong.tune.dora import DoRA, DoRAPlugin
 from dougong.tune.ia3 import IA3, IA3Plugin
 from dougong.tune.insert import prompted
-from dougong.tune.lora import LoRA, LowRankPlugin
+from dougong.tune.lora import BiasedPlugin, LoRA, LowRankPlugin
 from dougong.tune.method import kind as number_kind
 from dougong.tune.names import PREFIX, Foreign, Names, in_memory, names_of
 from dougong.tune.peft_experts import unstacked
@@ -30,11 +30,14 @@ from dougong.tune.tuning import Plugin, Tuning, tunings
 from dougong.tune.vera import VeRA, VeRAPlugin, kaiming
 
 _PARTS = {
-    "LORA": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B"),
+    "LORA": (
+        "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lora_embedding_A",
+        "lora_embedding_B",
+    ),
     "ADALORA": ("lora_A", "lora_B", "lora_E"),
     "VERA": ("vera_lambda_b", "vera_lambda_d"),
     "IA3": ("ia3_l",),
-}
+}  # fmt: skip
 _SHARED = {"base_model.vera_A": "a", "base_model.vera_B": "b"}
 
 
@@ -169,12 +172,14 @@ def _put(
 
 def _lora(lm: LanguageModel, file: File, names: Names) -> tuple[Any, Fill]:
     config = file.config
-    dora = bool(config.get("use_dora"))
+    dora, biased = bool(config.get("use_dora")), bool(config.get("lora_bias"))
+    if dora and biased:
+        raise file.wrong("use_dora and lora_bias are both true, which go together neither here nor in PEFT")
     common = {
         "rank": config.get("r", 8), "alpha": float(config.get("lora_alpha", 8)),
         "dropout": config.get("lora_dropout", 0.0), "rslora": bool(config.get("use_rslora")),
     }  # fmt: skip
-    method = (DoRA if dora else LoRA)(**common)
+    method = DoRA(**common) if dora else LoRA(**common, bias=biased)
 
     def fill(tuning: Tuning, foreign: Foreign, parts: dict[str, Tensor]) -> None:
         inputs, outputs = _sizes(foreign)
@@ -188,16 +193,27 @@ def _lora(lm: LanguageModel, file: File, names: Names) -> tuple[Any, Fill]:
             a = _part(file, foreign.name, parts, "lora_A.weight", (rank, inputs))
             pieces = foreign.split(_part(file, foreign.name, parts, "lora_B.weight", (outputs, rank)))
         scale = peft_config.scale(config, foreign.name, rank)
+        if biased and (on_embedding or foreign.expert is not None):
+            raise file.wrong(f"lora_bias is True, but {foreign.name} is an embedding or an expert")
+        if "lora_B.bias" in parts and not biased:
+            raise file.wrong(f"{foreign.name} holds lora_B.bias, which lora_bias does not ask for")
+        biases = [None] * len(pieces)
+        if biased:
+            whole = _part(file, foreign.name, parts, "lora_B.bias", (outputs,))
+            biases = [each[:, 0] for each in foreign.split(whole[:, None])]
         lengths: list[Tensor | None] = [None] * len(pieces)
         if dora:
             whole = _part(file, foreign.name, parts, "lora_magnitude_vector", (outputs,))
             lengths = [whole] if on_embedding else [each[:, 0] for each in foreign.split(whole[:, None])]
-        for path, b, length in zip(foreign.paths, pieces, lengths, strict=True):
+        for path, b, length, bias in zip(foreign.paths, pieces, lengths, biases, strict=True):
             own = {"a": a, "b": b} | ({} if length is None else {"magnitude": length})
+            own |= {} if bias is None else {"bias": bias}
 
             def make(t: dict[str, Tensor]) -> Plugin:
                 if "magnitude" in t:
                     return DoRAPlugin(tuning, t["a"], t["b"], scale, method.dropout, t["magnitude"])
+                if "bias" in t:
+                    return BiasedPlugin(tuning, t["a"], t["b"], scale, method.dropout, t["bias"])
                 return LowRankPlugin(tuning, t["a"], t["b"], scale, method.dropout)
 
             _put(lm, tuning, foreign, path, make, own)

@@ -18,7 +18,7 @@ from dougong.parts.embedding import EmbeddingLayer
 from dougong.tune.adalora import AdaLoRA, AdaLoRAPlugin
 from dougong.tune.dora import DoRAPlugin, lengths
 from dougong.tune.ia3 import IA3, IA3Plugin
-from dougong.tune.lora import LowRank, LowRankPlugin
+from dougong.tune.lora import BiasedPlugin, LowRank, LowRankPlugin
 from dougong.tune.method import matrix
 from dougong.tune.names import PREFIX, Foreign, Names, foreign_of, names_of, piece, same
 from dougong.tune.peft_config import targets
@@ -63,7 +63,7 @@ def write(lm: LanguageModel, tuning: Tuning) -> Written:
 
 def _module(key: str) -> str:
     """The module that a tensor of an adapter belongs to: before "lora_A.weight", "vera_lambda_b" or "ia3_l"."""
-    return key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")[0]
+    return key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".bias").rpartition(".")[0]
 
 
 def _biases(
@@ -156,6 +156,7 @@ def _lora(lm: LanguageModel, tuning: Tuning) -> Written:
     names, chosen = _low_rank(lm, tuning)
     model: Any = lm.model
     dora = any(isinstance(plug, DoRAPlugin) for plug in tuning.plugs.values())
+    biased = any(isinstance(plug, BiasedPlugin) for plug in tuning.plugs.values())
     tensors, ranks, alphas = {}, {}, {}
     for name, foreign in chosen.items():
         a, b, scale, rank = _joined(foreign, tuning)
@@ -164,6 +165,15 @@ def _lora(lm: LanguageModel, tuning: Tuning) -> Written:
         tensors |= {f"{name}.{names_ab[0]}": a, f"{name}.{names_ab[1]}": b}
         alpha = scale * (rank**0.5 if method.rslora else rank)
         ranks[name], alphas[name] = rank, round(alpha, 9)
+        if biased:
+            own = [tuning.plugs.get(path) for path in foreign.paths]
+            parts = [
+                piece(plug.bias, foreign) * (plug.scale / scale if scale else 1.0)
+                if isinstance(plug, BiasedPlugin)
+                else b.new_zeros(outputs)
+                for plug, outputs in zip(own, foreign.outputs, strict=True)
+            ]
+            tensors[f"{name}.lora_B.bias"] = foreign.join([each[:, None] for each in parts])[:, 0]
         if dora:
             lengths_of = [
                 piece(plug.magnitude, foreign)
@@ -177,7 +187,7 @@ def _lora(lm: LanguageModel, tuning: Tuning) -> Written:
     rank, alpha = _usual(ranks), _usual(alphas)
     config = {
         "peft_type": "LORA", **_common(names, chosen), "r": rank, "lora_alpha": alpha, "lora_dropout": method.dropout,
-        "use_rslora": method.rslora, "use_dora": dora, "bias": "none",
+        "use_rslora": method.rslora, "use_dora": dora, "lora_bias": biased, "bias": "none",
         "rank_pattern": _others(ranks, rank), "alpha_pattern": _others(alphas, alpha),
     }  # fmt: skip
     return config, _prefixed(tensors)

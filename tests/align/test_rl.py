@@ -77,6 +77,26 @@ def test_every_method_raises_the_reward(tmp_path, method):
     assert len(shown) == len(seen) / how.epochs and json.loads(shown[0])["answers"]
 
 
+def test_a_run_clips_the_ratio_that_its_recipe_asks_for(tmp_path):
+    """Of two updates from one rollout the second differs by what the ratio is of; RLOO's own is of the answer."""
+    made = {}
+    for level in ("token", "sequence", "answer"):
+        how = recipe(tmp_path / level, "rloo", 2, rate=0.02, rollout=How(prompts=3, samples=4, max_tokens=6, epochs=2),
+                     loss=PolicyLoss(level=level))  # fmt: skip
+        rl(how, TASKS, letters, quiet=True)
+        made[level] = weights(load(how.run / "model").model)
+    usual = recipe(tmp_path / "usual", "rloo", 2, rate=0.02, loss=PolicyLoss(),
+                   rollout=How(prompts=3, samples=4, max_tokens=6, epochs=2))  # fmt: skip
+    rl(usual, TASKS, letters, quiet=True)
+    made["usual"] = weights(load(usual.run / "model").model)
+
+    def equal(one: str, other: str) -> bool:
+        return all(torch.equal(made[one][name], made[other][name]) for name in made[one])
+
+    assert equal("usual", "answer")
+    assert not equal("token", "sequence") and not equal("token", "answer") and not equal("sequence", "answer")
+
+
 def rolled(how: Rl, seed: int = 3, score=letters):
     lm = talker(context=64, seed=seed)
     answered, cursor = rollout.answer_groups(

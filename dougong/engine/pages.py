@@ -130,6 +130,11 @@ class Table:
         """Leading pages that have been given back."""
         return self._gone
 
+    @property
+    def alone(self) -> int:
+        """Pages that nobody else holds: free when this table is closed."""
+        return sum(page != HOLE and self.pages.owners(page) == 1 for page in self.entries)
+
     def missing(self, start: int, end: int) -> int:
         """Pages that must be taken before tokens start to end - 1 can be written."""
         size, pages = self.pages.page_size, self.pages

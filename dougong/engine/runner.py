@@ -13,7 +13,7 @@ from dougong.engine.budget import divide
 from dougong.engine.decode import PagedDecode, can_page, pages_pay
 from dougong.engine.fixed import FixedRows
 from dougong.engine.lanes import Lanes
-from dougong.engine.pages import HOLE, OutOfPages, Pages, Table
+from dougong.engine.pages import OutOfPages, Pages, Table
 from dougong.engine.passes import LanePass, PagePass, Pass, States
 from dougong.engine.prefix import Prefixes
 from dougong.engine.sequence import Mark, Sequence
@@ -80,6 +80,7 @@ class Runner:
         self._open = 0
         self._sequences = sequences
         self._by_length = spec.by_length()
+        self._outgrown = any(rope.starts_anew for rope in self._by_length)
         self._sources = Sources()
 
     @property
@@ -267,16 +268,16 @@ class Runner:
 
     def _renew(self, seq: Sequence, tokens: int) -> None:
         """Read a text again that `tokens` more make so long that its keys would have been turned otherwise."""
-        before, after = max(seq.told, seq.length), max(seq.told, seq.length + tokens)
-        old, new = self._stage(before), self._stage(after)
-        if old == new or not seq.length or not any(rope.starts_anew for rope in self._by_length):
+        after = max(seq.told, seq.length + tokens)
+        old, new = self._stage(max(seq.told, seq.length)), self._stage(after)
+        if not self._outgrown or not seq.length or old == new:
             return
-        for table, need in zip(seq.tables, self.needs(after), strict=True):
-            own = sum(1 for page in table.entries if page != HOLE and table.pages.owners(page) == 1)
-            if need > table.pages.free + own:
-                raise OutOfPages
+        if any(need > own.pages.free + own.alone for need, own in zip(self.needs(after), seq.tables, strict=True)):
+            raise OutOfPages
         text = seq.tokens
         self.lanes.leave(seq)
+        if seq.row is not None:
+            self.fixed.restore(seq, None)
         for table in seq.tables:
             table.close()
         seq.tables, seq.tokens, seq.keys, seq.synced = self._empty(), [], [], 0

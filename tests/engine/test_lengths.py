@@ -11,6 +11,7 @@ from dougong.engine import Engine, Sampling
 from dougong.hub import LanguageModel
 from dougong.model import Model, ModelSpec, decoder_spec, initialise
 from dougong.parts.attention import Attention
+from dougong.parts.delta import DeltaNet
 from dougong.parts.rope import DynamicNTK, LongRope, Rope, Scaling
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -89,3 +90,20 @@ def test_memory_for_one_reading_is_enough():
     bytes_a_token = sum(whole.runner.layout.token_bytes(table) for table in range(len(whole.runner.pages)))
     small = Engine(lm, memory=int(bytes_a_token * 48 * 2.2), page_size=4, prefix_cache=False)
     assert [each.tokens for each in small.generate([[1, 2, 3]] * 2, sampling)] == [each.tokens for each in expected]
+
+
+def test_a_recurrence_beside_it_begins_anew_too():
+    """A layer with a state of fixed size reads the text again from its first token, not on top of what it had read."""
+    torch.manual_seed(0)
+    spec = _scaled(decoder_spec(97, width=32, depth=2, heads=4, context=96), LONG)
+    mixed = replace(spec, layers=(replace(spec.layers[0], mixer=DeltaNet(2, 4, 8, 8)), spec.layers[1]))
+    lm = LanguageModel(initialise(Model(mixed)).eval())
+    with torch.no_grad():
+        for each in lm.model.parameters():
+            each.add_(torch.randn_like(each) * 0.1)
+    engine = Engine(lm, memory="8MiB", page_size=4)
+    assert engine.runner.recurrent
+    sampling = Sampling(max_tokens=14, temperature=0.0, logprobs=True)
+    for answer in engine.generate([list(range(1, 1 + length)) for length in (3, 9, BORDER)], sampling):
+        wanted = _stepwise(lm, answer.prompt, answer.tokens)
+        assert torch.allclose(torch.tensor(answer.logprobs), wanted, atol=1e-4)

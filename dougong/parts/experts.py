@@ -24,6 +24,7 @@ from dougong.parts.state import LayerState, Slots
 
 # So few tokens with so many weights an expert read these faster in kernels of our own (docs/log.md).
 FEW, MANY = 16, 1 << 17
+PANEL = 48  # rows of one expert at a time, in experts.c
 RouterSpec = TopK | ExpertChoice | Hash | Base
 
 
@@ -158,6 +159,26 @@ class ExpertsLayer(nn.Module):
             inner = act(up) if gate is None else act(gate).mul_(up)
         return product(self.down, inner, expert)
 
+    def directly(self, x: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"] | None:
+        """The weighted sum in one call of a kernel of our own: sorting, products and adding up. None where it does not
+        serve, or where its panels of rows are too few to go around among the threads."""
+        pairs, (experts, *_) = len(routing.experts), self.up.weight.shape
+        kernels = native.serving(x) if self._plain(x) else None
+        if kernels is None or max(pairs // PANEL, min(pairs, experts)) < 2 * torch.get_num_threads():
+            return None
+        if isinstance(self.activation, ClampedSwiGLU):
+            activation = self.activation.alpha, self.activation.limit
+        elif self.activation in native.ACTIVATIONS:
+            activation = self.activation
+        else:
+            return None
+        gate, up, down = None if self.gate is None else self.gate.weight, self.up.weight, self.down.weight
+        if not kernels.can_mix(x, (up, down) if gate is None else (gate, up, down)):
+            return None
+        biases = None if self.gate is None else self.gate.bias, self.up.bias, self.down.bias
+        which = routing.tokens, routing.experts, routing.offsets, routing.weights.float()
+        return kernels.experts(x, which, activation, (gate, up, down), biases)
+
     def few(self, x: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"] | None:
         """The weighted sum for a few tokens, without sorting; in float32, whatever the weights are kept in. None where
         that is not possible, or no sooner."""
@@ -201,7 +222,10 @@ class MoELayer(nn.Module):
         self, x: Float[Tensor, "B T D"], ctx: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         routing = self.router(x, ctx, state)
-        y = self.experts.few(x.flatten(0, 1), routing)
+        rows = x.flatten(0, 1)
+        y = self.experts.directly(rows, routing)
+        if y is None:
+            y = self.experts.few(rows, routing)
         y = self._sorted(x, routing) if y is None else y.view(x.shape)
         if self.shared is not None:
             shared = self.shared(x, ctx)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from dougong.parts.experts import ClampedSwiGLU, MoE, MoELayer
 from dougong.parts.feedforward import ACTIVATIONS, GatedMLP
 from dougong.parts.grouped import Groups, _by_kernel, grouped
 from dougong.parts.router import Base, ExpertChoice, Hash, TopK
+from dougong.parts.routing import Routing
 
 WIDTH = 12
 
@@ -234,6 +236,7 @@ def test_a_few_tokens_without_sorting_give_the_same(name: str, rows: tuple[int, 
         pytest.skip(native.missing())
     built, x = layer(SPECS[name]), torch.randn(*rows, WIDTH, generator=torch.Generator().manual_seed(1))
     assert built.experts.few(x.flatten(0, 1), built.router(x, context(x))) is None  # too few weights to gain
+    monkeypatch.setattr(experts.ExpertsLayer, "directly", lambda *_: None)
     sorted_way = built(x, context(x))
     monkeypatch.setattr(experts, "MANY", 1)
     assert built.experts.few(x.flatten(0, 1), built.router(x, context(x))) is not None
@@ -246,3 +249,95 @@ def test_a_few_tokens_without_sorting_give_the_same(name: str, rows: tuple[int, 
     with monkeypatch.context() as off:
         off.setattr(native, "_found", lambda: (None, "switched off"))
         assert built.experts.few(x.bfloat16().flatten(0, 1), built.router(x.bfloat16(), context(x))) is None
+
+
+def drawn_routing(experts: int, tokens: int, dtype: torch.dtype) -> Routing:
+    """Any number of pairs a token, none too, some of them dropped, most of them with one expert."""
+    per_token = torch.randint(0, experts + 1, (tokens,))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), per_token.cumsum(0)])
+    pairs = int(offsets[-1])
+    chosen = torch.where(torch.rand(pairs) < 0.5, 0, torch.randint(0, experts + 1, (pairs,)))
+    return Routing(torch.arange(tokens).repeat_interleave(per_token), chosen, torch.rand(pairs).to(dtype), offsets)
+
+
+def pair_by_pair(built: MoELayer, x: Tensor, routing: Routing) -> Tensor:
+    """What the experts give in float64."""
+    own, out = copy.deepcopy(built.experts).double(), torch.zeros(x.shape, dtype=torch.float64)
+    for token, expert, weight in zip(routing.tokens, routing.experts, routing.weights.double(), strict=True):
+        if expert < built.spec.experts:
+            row = x[token].double()[None]
+            out[token] += weight * own._one(row, int(expert), lambda part, v, e: part.one(v, e))[0]
+    return out
+
+
+@settings(max_examples=60)
+@given(
+    experts=st.integers(1, 6),
+    tokens=st.integers(1, 130),
+    width=st.integers(1, 70),
+    hidden=st.integers(1, 70),
+    activation=st.sampled_from([*sorted(native.ACTIVATIONS), ClampedSwiGLU(1.3, 0.7)]),
+    gated=st.booleans(),
+    bias=st.booleans(),
+    half=st.booleans(),
+)
+@example(experts=5, tokens=70, width=37, hidden=3205, activation="silu", gated=True, bias=True, half=False)
+@example(experts=5, tokens=70, width=38, hidden=3206, activation="silu", gated=True, bias=True, half=True)
+@example(experts=5, tokens=49, width=5, hidden=1537, activation="relu", gated=False, bias=True, half=False)
+@torch.no_grad()
+def test_the_kernel_gives_what_the_experts_give_pair_by_pair(
+    experts: int, tokens: int, width: int, hidden: int, activation, gated: bool, bias: bool, half: bool
+) -> None:
+    kernels = native.kernels()
+    if kernels is None:
+        pytest.skip(native.missing())
+    dtype = torch.bfloat16 if half else torch.float32
+    gated = gated or isinstance(activation, ClampedSwiGLU)
+    torch.manual_seed(tokens)
+    built = MoE(experts, 1, hidden, activation=activation, gated=gated, bias=bias).build(width)
+    for parameter in built.parameters():
+        parameter.normal_(0, 0.5)
+    built, x = built.to(dtype), torch.randn(tokens, width).to(dtype)
+    routing = drawn_routing(experts, tokens, dtype)
+    found = built.experts.directly(x, routing)
+    if found is None:  # too few panels for the threads, or what a CPU cannot multiply in pairs
+        odd = half and (width % 2 or hidden % 2 or not kernels.can_mix(x[:, :0], ()))
+        assert odd or min(len(routing.experts), experts) < 2 * torch.get_num_threads()
+        return
+    exact = pair_by_pair(built, x, routing)
+    assert found.dtype == dtype
+    assert float((found.double() - exact).norm()) <= (1e-2 if half else 3e-6) * float(exact.norm()) + 1e-6
+
+
+@torch.no_grad()
+def test_a_tokens_sum_does_not_depend_on_who_else_is_there() -> None:
+    if native.kernels() is None:
+        pytest.skip(native.missing())
+    built, x = layer(MoE(6, 2, 30)), torch.randn(1, 90, WIDTH)
+    routing = built.router(x, context(x))
+    whole = built.experts.directly(x[0], routing)
+    assert whole is not None
+    for count in (8, 23, 60):
+        part = Routing.of(routing.experts.view(90, 2)[:count], routing.weights.view(90, 2)[:count])
+        found = built.experts.directly(x[0, :count], part)
+        assert found is not None and torch.equal(found, whole[:count])
+
+
+@torch.no_grad()
+def test_a_layer_asks_the_kernel_first_and_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.kernels() is None:
+        pytest.skip(native.missing())
+    built, x = layer(MoE(6, 2, 30, TopK(capacity=9))), torch.randn(2, 40, WIDTH)
+    asked, real = [], native.Kernels.experts
+
+    def asking(self, *given):
+        asked.append(1)
+        return real(self, *given)
+
+    monkeypatch.setattr(native.Kernels, "experts", asking)
+    found = built(x, context(x))
+    assert asked
+    monkeypatch.setattr(native, "_found", lambda: (None, "switched off"))
+    torch.testing.assert_close(found, built(x, context(x)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.view(-1, WIDTH), naive(built, x, context(x)).view(-1, WIDTH), rtol=1e-4, atol=1e-5)
+    assert len(asked) == 1

@@ -2,8 +2,9 @@
 
     what      weights in 4 and 8 bits times rows of activations (integers.c), in 16 and 32 bits times few (floats.c);
               norm, rotation, activation and attention of single tokens (token.c) and of many (attention.c, and over
-              pages texts.c) in float32; gradients of activation and norm, rotation of texts, in float32 (layer.c); and
-              a whole decoder in one call (tape.c, written by tape.py)
+              pages texts.c) in float32; a mixture of experts in 16 and 32 bits (experts.c); gradients of activation
+              and norm, rotation of texts, in float32 (layer.c); and a whole decoder in one call (tape.c, written by
+              tape.py)
     where     Linux on x86 CPUs with AVX512 VNNI and VBMI (Ice Lake, Zen 4 and later) and a C compiler named `cc`
     when      the first time they are asked for: a second of work, kept in $XDG_CACHE_HOME/dougong (~/.cache/dougong)
     not       with DOUGONG_NATIVE=0 in the environment
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dougong.parts.shapes import Float
+from dougong.parts.shapes import Float, Int
 
 # What the source uses by name: one build serves every machine that has these.
 _NEEDS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512vbmi")
@@ -46,6 +47,25 @@ class _Shape(ctypes.Structure):
     """Of attention.c: sizes, strides of q, k, v and the mask, whether it is causal; the scale."""
 
     _fields_ = (*((f"number{place}", ctypes.c_long) for place in range(18)), ("scale", ctypes.c_float))
+
+
+class _Experts(ctypes.Structure):
+    """Of experts.c: sizes, type, activation and its numbers; the weights, then the biases, of gate, up and down."""
+
+    _fields_ = (
+        *((f"number{place}", ctypes.c_long) for place in range(5)),
+        *((f"real{place}", ctypes.c_float) for place in range(2)),
+        *((f"tensor{place}", ctypes.c_void_p) for place in range(6)),
+    )
+
+
+class _Pairs(ctypes.Structure):
+    """Of experts.c: tokens and pairs, how many; each pair's token and expert, where each token's begin, and weights."""
+
+    _fields_ = (
+        *((f"number{place}", ctypes.c_long) for place in range(2)),
+        *((f"tensor{place}", ctypes.c_void_p) for place in range(4)),
+    )
 
 
 @final
@@ -73,6 +93,7 @@ class Kernels:
         self._rms_norm_gradient = function("rms_norm_gradient", *[at] * 4, *[whole] * 2, real, result=None)
         self._turn_text = function("turn_text", *[at] * 4, *[whole] * 13, result=None)
         self._swiglu_gradient = function("swiglu_gradient", *[at] * 5, whole, result=None)
+        self._experts = function("experts", *[at] * 5)
         self._run_tape = function("run_tape", at, *[whole] * 2, *[at] * 3, whole)
 
     def linear(
@@ -199,6 +220,41 @@ class Kernels:
         _check(self._attend_rows(*given))
         return y.transpose(1, 2)
 
+    def can_mix(self, x: Tensor, weights: tuple[Tensor, ...]) -> bool:
+        """Whether `experts` takes rows and weights (E, out, in) like these: all in float32, or all in bfloat16 on a CPU
+        that multiplies it, where inputs go in pairs."""
+        if x.dtype == torch.bfloat16:
+            fits = "avx512_bf16" in _cpu_flags() and all(each.shape[2] % 2 == 0 for each in weights)
+        else:
+            fits = x.dtype == torch.float32
+        return fits and all(each.dtype == x.dtype and each.is_contiguous() for each in weights)
+
+    def experts(
+        self,
+        x: Float[Tensor, "N D"],
+        pairs: tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " M"], Float[Tensor, " P"]],
+        activation: str | tuple[float, float],
+        weights: tuple[Float[Tensor, "E F D"] | None, Float[Tensor, "E F D"], Float[Tensor, "E D F"]],
+        biases: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> Float[Tensor, "N D"]:
+        """Each token's weighted sum of what its experts give, in the type of x and of the weights of gate, up and down.
+
+        pairs: token and expert of each (an expert of E: dropped), N + 1 offsets of the tokens' pairs, factors.
+        activation: a name, or alpha and limit of a clamped SwiGLU. Between products numbers are float32; where weights
+        are bfloat16 they are rounded to it before the last.
+        """
+        count, (experts, hidden, width) = len(pairs[0]), weights[1].shape
+        x, out, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device="cpu"), _room(count, width)
+        kind, numbers = (ACTIVATIONS[activation], (0.0, 0.0)) if isinstance(activation, str) else (-1, activation)
+        kept = [None if each is None else each.float().contiguous() for each in biases]
+        given = [None if each is None else each.data_ptr() for each in (*weights, *kept)]
+        mixture = _Experts(experts, width, hidden, x.dtype == torch.bfloat16, kind, *numbers, *given)
+        lists = [each.contiguous() for each in pairs]
+        which = _Pairs(len(x), count, *(each.data_ptr() for each in lists))
+        addresses = ctypes.addressof(mixture), ctypes.addressof(which), x.data_ptr(), y.data_ptr(), out.data_ptr()
+        _check(self._experts(*addresses))
+        return out
+
     def can_activate(self, name: str, gate: Tensor, up: Tensor | None) -> bool:
         """Whether `activate` takes these: float32, a known function, rows at equal distances."""
         given = (gate,) if up is None else (gate, up)
@@ -274,6 +330,7 @@ def _found() -> tuple[Kernels | None, str]:
         return None, f"building them failed: {error}"
 
 
+@cache
 def _cpu_flags() -> set[str]:
     if not sys.platform.startswith("linux"):
         return set()

@@ -40,6 +40,13 @@ INLINE Share share(Hand *hand, long count, long grain) {
     return all;
 }
 
+/* A loop whose pieces are taken in order, whoever comes: where some are much larger than others. */
+INLINE Share queue(Hand *hand, long count) {
+    Share all = share(hand, count, 1);
+    all.me = 0, all.threads = 1;
+    return all;
+}
+
 INLINE int take(Share *s) {
     s->mine += s->to - s->from;
     for (; s->part < s->threads; s->part++) {
@@ -72,6 +79,22 @@ INLINE int take(Share *s) {
 #define HAND(counters) {counters, omp_get_thread_num(), omp_get_num_threads()}
 
 INLINE __mmask16 lanes(long left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1); }
+
+/* Rows become columns: blocks of 8, 4, 2 and 1 beside the diagonal change places. */
+INLINE void turn_16(__m512 row[16]) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    _Pragma("GCC unroll 4") for (int s = 1; s < 16; s *= 2) {
+        const __mmask16 second = s == 1 ? 0xaaaa : s == 2 ? 0xcccc : s == 4 ? 0xf0f0 : 0xff00;
+        const __m512i low = _mm512_mask_add_epi32(lane, second, lane, _mm512_set1_epi32(16 - s));
+        const __m512i high = _mm512_add_epi32(lane, _mm512_mask_set1_epi32(_mm512_set1_epi32(s), second, 16));
+        _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) {
+            if (i & s) continue;
+            const __m512 a = row[i], b = row[i + s];
+            row[i] = _mm512_permutex2var_ps(a, low, b);
+            row[i + s] = _mm512_permutex2var_ps(a, high, b);
+        }
+    }
+}
 
 /* e^x, within 2 units of the last place: 2^n times a polynomial (Taylor's) on half a binade. */
 INLINE __m512 exponential(__m512 x) {

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "prefer": Command("teach a model which answers are preferred, or to score them", "dougong.cli.prefer"),
     "rl": Command("reinforcement learning from rewards, on the model's own answers", "dougong.cli.rl"),
     "merge": Command("adapters into the weights of their model", "dougong.cli.merge"),
+    "upcycle": Command("a dense model becomes a mixture of experts that computes the same", "dougong.cli.upcycle"),
     "generate": Command("continue a text", "dougong.cli.generate"),
     "chat": Command("talk to a model in the terminal", "dougong.cli.chat"),
     "serve": Command("a model behind OpenAI's API, and a chat page", "dougong.cli.serve"),

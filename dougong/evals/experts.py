@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dougong.base import DougongError
+from dougong.data.batch import IGNORED, Batch
 from dougong.model import Model
 from dougong.parts.balance import LOADS
 from dougong.parts.context import Context
@@ -44,17 +45,21 @@ class Load:
 
 
 @torch.no_grad()
-def expert_loads(model: Model, batches: Iterable[Tensor]) -> list[Load]:
-    """The loads of every layer with experts over batches of token ids (B, T). Raises DougongError when none has."""
+def expert_loads(model: Model, batches: Iterable[Tensor | Batch]) -> list[Load]:
+    """The loads of every layer with experts over batches of token ids (B, T), or of packed rows, of which the places
+    behind the last text do not count. Raises DougongError for a model without experts, or with an encoder."""
     routers = {layer.ffn.router: index for index, layer in enumerate(model.layers) if isinstance(layer.ffn, MoELayer)}
+    if model.spec.encoder is not None:
+        raise DougongError("the model reads a source text beside its own; loads of encoder-decoders are not reported")
     if not routers:
         raise DougongError("the model has no layer with experts; there are no loads to report")
     totals: dict[int, Tensor] = {}
     training = model.training
     model.eval()
     try:
-        for tokens in batches:
-            ctx = Context.of(tokens, causal=model.spec.causal)
+        for rows in batches:
+            tokens, documents, positions = (rows, None, None) if isinstance(rows, Tensor) else _packed(rows)
+            ctx = Context.of(tokens, None, documents, positions, model.spec.causal)
             ctx.memo["tokens"] = tokens
             ctx.memo[LOADS] = []
             model.run(tokens, ctx)
@@ -64,6 +69,15 @@ def expert_loads(model: Model, batches: Iterable[Tensor]) -> list[Load]:
     finally:
         model.train(training)
     return [Load(index, tuple(counts.tolist())) for index, counts in sorted(totals.items())]
+
+
+def _packed(rows: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Tokens, documents (-1 behind the last text) and positions."""
+    if rows.documents is None:
+        return rows.tokens, None, rows.positions
+    places = torch.arange(rows.tokens.shape[1], device=rows.tokens.device)
+    last = torch.where(rows.targets != IGNORED, places, -1).amax(1, keepdim=True)
+    return rows.tokens, rows.documents.masked_fill(places > last, -1), rows.positions
 
 
 def load_table(loads: Iterable[Load]) -> str:

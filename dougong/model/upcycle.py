@@ -32,22 +32,34 @@ def upcycle(
     Weights are copied, in the model's own type and on its device. Raises DougongError for a router whose weights do not
     sum to 1 or that drops tokens (the function would change), and for a layer without a plain feed-forward.
     """
+    spec = upcycled(model.spec, experts, top_k, router, layers)
+    chosen = [index for index, layer in enumerate(spec.layers) if layer != model.spec.layers[index]]
+    return _filled(spec, model, chosen, torch.Generator().manual_seed(seed))
+
+
+def upcycled(
+    dense: ModelSpec,
+    experts: int,
+    top_k: int,
+    router: RouterSpec | None = None,
+    layers: Collection[int] | None = None,
+) -> ModelSpec:
+    """The spec of what `upcycle` makes. Raises DougongError as it does."""
     router = TopK() if router is None else router
     if not _sums_to_one(router):
         raise DougongError(
             f"the weights of {router} do not sum to 1, so upcycling would change what the model computes"
         )
-    chosen = range(len(model.spec.layers)) if layers is None else layers
-    if wrong := [index for index in chosen if not 0 <= index < len(model.spec.layers)]:
-        raise DougongError(f"layers has {wrong[0]}; the model has {len(model.spec.layers)} layers, from 0")
-    spec = replace(
-        model.spec,
+    chosen = range(len(dense.layers)) if layers is None else layers
+    if wrong := [index for index in chosen if not 0 <= index < len(dense.layers)]:
+        raise DougongError(f"layers has {wrong[0]}; the model has {len(dense.layers)} layers, from 0")
+    return replace(
+        dense,
         layers=tuple(
             _with_experts(index, layer, experts, top_k, router) if index in chosen else layer
-            for index, layer in enumerate(model.spec.layers)
+            for index, layer in enumerate(dense.layers)
         ),
     )
-    return _filled(spec, model, set(chosen), torch.Generator().manual_seed(seed))
 
 
 def _sums_to_one(router: RouterSpec) -> bool:

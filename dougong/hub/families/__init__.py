@@ -109,7 +109,8 @@ def family_named(name: Any, where: str = "") -> Family:
 
 
 def family_for(spec: ModelSpec) -> str:
-    """The first family that can express the spec. Raises DougongError with each one's objection when none can."""
+    """The first family that can express the spec. Raises DougongError when none can, with the objections of those that
+    have its kinds of layers, a few of them."""
     objections = []
     for name, family in FAMILIES.items():
         try:
@@ -118,7 +119,9 @@ def family_for(spec: ModelSpec) -> str:
             objections.append(str(error))
         else:
             return name
-    raise DougongError("no known family can express this model: " + "; ".join(objections))
+    near = [each for each in objections if "it would be read as" in each] or objections
+    rest = f"; and {len(objections) - 4} other families" if len(objections) > 4 else ""
+    raise DougongError("no known family can express this model: " + "; ".join(near[:4]) + rest)
 
 
 def harmless(config: Mapping[str, Any]) -> dict[str, Any]:

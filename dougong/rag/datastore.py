@@ -22,6 +22,7 @@ Kind = Literal["exact", "ivf"]
 FORMAT = "dougong datastore 1"
 FEW = 4096
 """Below this many places cells have too little to be learnt from: all are compared."""
+_LEARNT = 40  # places that k-means wants of each cell
 _AT_ONCE = 1 << 24  # numbers of keys that are compared exactly at once, 64 MB
 
 
@@ -131,7 +132,7 @@ class Datastore:
         if self.kind == "exact" or len(self) < FEW:
             return None
         if self._cells is None:
-            faiss, cells = self._faiss, int(4 * math.sqrt(len(self)))
+            faiss, cells = self._faiss, min(int(4 * math.sqrt(len(self))), len(self) // _LEARNT)
             coarse = faiss.IndexFlatL2(self.width)
             made = faiss.IndexIVFScalarQuantizer(coarse, self.width, cells, faiss.ScalarQuantizer.QT_8bit)
             made.train(np.ascontiguousarray(self.keys[:: max(1, len(self) // (64 * cells))]))

@@ -80,11 +80,11 @@ def loop(model: Any, prompt: list[int], n: int) -> float:
         return time.perf_counter() - began
 
 
-def alone(engine: Any, prompts: Prompts, n: int) -> tuple[float, float]:
-    """(seconds to the first token of all, seconds of the rest)"""
+def alone(engine: Any, prompts: Prompts, n: int, processor: Any = None) -> tuple[float, float]:
+    """(seconds to the first token of all, seconds of the rest). processor: of the requests' Sampling"""
     from dougong.engine import Sampling
 
-    sampling = Sampling(max_tokens=n, temperature=0.0, ignore_eos=True, logprobs=False)
+    sampling = Sampling(max_tokens=n, temperature=0.0, ignore_eos=True, logprobs=False, processor=processor)
     began = time.perf_counter()
     waiting, first = len(prompts), 0.0
     seen: set[int] = set()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -38,6 +39,12 @@ class Generate:
     prompt: Annotated[str | None, tyro.conf.Positional, hint("standard input", "PROMPT")] = None
     """the text to continue; - reads standard input"""
     sampling: Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SamplingOptions)
+    datastore: Annotated[Path | None, hint("none", "FILE")] = None
+    """look up places of texts at every token (kNN-LM): a file of `dougong rag knn`"""
+    lam: float = 0.25
+    """weight of what is looked up, 0 to 1"""
+    neighbours: int = 16
+    """places that are looked up"""
     json: Flag = False
     """print one JSON object: prompt, text, tokens, logprobs, finish_reason"""
     stream: bool = True
@@ -55,6 +62,12 @@ def run(args: list[str]) -> int:
     prompt = given_text(options.prompt)
     lm = open_model(options.path, options.dtype, options.device, options.quantize)
     sampling = options.sampling.sampling(lm)
+    if options.datastore is not None:
+        from dougong.rag.datastore import Datastore
+        from dougong.rag.knn import KnnLM
+
+        knn = KnnLM(Datastore.load(options.datastore), lam=options.lam, k=options.neighbours)
+        sampling = dataclasses.replace(sampling, processor=knn)
     from dougong.engine import Engine
 
     engine = Engine(lm)

@@ -29,6 +29,7 @@ COMMANDS = {
     "ask": Command("an answer with citations", __name__, "ask"),
     "remove": Command("forget documents, everywhere", __name__, "remove"),
     "graph": Command("names and relations in the documents: local, global and path search", __name__, "graph"),
+    "knn": Command("places of texts that a model looks up at every token (kNN-LM)", __name__, "knn"),
     "eval": Command("how well it finds: nDCG, recall, MRR with intervals", __name__, "evaluate"),
 }
 
@@ -252,6 +253,12 @@ def graph(args: list[str]) -> int:
     from dougong.cli.rag_graph import run as draw
 
     return draw(args)
+
+
+def knn(args: list[str]) -> int:
+    from dougong.cli.rag_knn import run as keep
+
+    return keep(args)
 
 
 def evaluate(args: list[str]) -> int:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dougong.base import DougongError
 from dougong.engine.adapters import check_adapter, virtual_ids
 from dougong.engine.budget import parse_memory
-from dougong.engine.embed import embed_tokens
+from dougong.engine.embed import embed_tokens, states_of
+from dougong.engine.evaluating import evaluating, modules
+from dougong.engine.processor import LogitsProcessor
 from dougong.engine.prompts import prompt_ids
-from dougong.engine.request import Completion, Event
+from dougong.engine.request import Completion, Event, completed
 from dougong.engine.runner import Runner
 from dougong.engine.sampling import Sampling
 from dougong.engine.scheduler import Scheduler
@@ -137,7 +138,7 @@ class Engine:
         for event in self._run(tickets):
             events[event.index, event.choice].append(event)
         return [
-            completion(tickets[index].prompt, tickets[index].sampling, choice, own)
+            completed(tickets[index].prompt, tickets[index].sampling, choice, own)
             for (index, choice), own in events.items()
         ]
 
@@ -206,7 +207,7 @@ class Engine:
             if self._scheduler.idle:
                 return kept
             if self.lm.model.training:
-                with self._evaluating():
+                with evaluating(self.lm.model):
                     return kept + self._stepped()
             return kept + self._stepped()
 
@@ -238,16 +239,31 @@ class Engine:
         """An embedding for each text: what the model's own pooling gives, else the mean of the last hidden states,
         brought to length 1. Raises DougongError as `stream` does."""
         ids = [prompt_ids(self.lm, text, f"texts[{index}]") for index, text in enumerate(texts)]
-        with self._lock, self._evaluating():
+        with self._lock, evaluating(self.lm.model):
             return embed_tokens(self.lm.model, ids, self.prefill_tokens)
 
+    def hidden_states(self, texts: Sequence[Prompt], adapter: str | None = None) -> list[Float[Tensor, "T D"]]:
+        """The final hidden state at each token of each text: what the head makes the next token's logits of, in the
+        model's own type. adapter: as in `stream`. Raises DougongError as `stream` does."""
+        ids = [prompt_ids(self.lm, text, f"texts[{index}]") for index, text in enumerate(texts)]
+        check_adapter(self.lm.model, adapter)
+        virtual = virtual_ids(self.lm.model, adapter)
+        with self._lock, evaluating(self.lm.model):
+            rows = states_of(self.lm.model, [virtual + each for each in ids], self.prefill_tokens, adapter)
+        return [row[len(virtual) :] for row in rows]
+
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], adapter: str | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        adapter: str | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> list[list[float]]:
         """Log-probability of every token of each completion after its prompt, by a full forward pass without a cache.
 
         A text after a text is encoded with it, then cut where the prompt's own ids end: so the tokens are those that
-        the model would have met. adapter: as in `stream`. Raises DougongError as `stream` does.
+        the model would have met. adapter: as in `stream`; processor: as in `Sampling`. Raises DougongError as `stream`
+        does.
         """
         if len(prompts) != len(completions):
             raise DougongError(f"{len(prompts)} prompts and {len(completions)} completions; give as many of each")
@@ -265,22 +281,34 @@ class Engine:
                     f"prompts[{index}] and {where} have {sum(map(len, pairs[-1]))} tokens; the model's context is "
                     f"{self.lm.spec.context}; shorten them"
                 )
-        return [[each.logprob for each in row] for row in self._scored(pairs, 0, adapter)]
+        return [[each.logprob for each in row] for row in self._scored(pairs, 0, adapter, processor)]
 
-    def score_texts(self, texts: Sequence[Prompt], top: int = 0, adapter: str | None = None) -> list[list[Scored]]:
+    def score_texts(
+        self,
+        texts: Sequence[Prompt],
+        top: int = 0,
+        adapter: str | None = None,
+        processor: LogitsProcessor | None = None,
+    ) -> list[list[Scored]]:
         """Of each text, every token but the first: its log-probability, and the `top` most probable in its place.
-        Raises DougongError as `stream` does."""
+        adapter, processor: as in `score`. Raises DougongError as `stream` does."""
         ids = [prompt_ids(self.lm, text, f"texts[{index}]") for index, text in enumerate(texts)]
-        return self._scored([(text[:1], text[1:]) for text in ids], top, adapter)
+        return self._scored([(text[:1], text[1:]) for text in ids], top, adapter, processor)
 
     def _scored(
-        self, pairs: Sequence[tuple[list[int], list[int]]], top: int, adapter: str | None
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        top: int,
+        adapter: str | None,
+        processor: LogitsProcessor | None,
     ) -> list[list[Scored]]:
         check_adapter(self.lm.model, adapter)
+        if processor is not None:
+            processor.check(self.lm.spec)
         virtual = virtual_ids(self.lm.model, adapter)
         given = [(virtual + prompt, completion) for prompt, completion in pairs]
-        with self._lock, self._evaluating():
-            return score_tokens(self.lm.model, given, self.prefill_tokens, top, adapter)
+        with self._lock, evaluating(self.lm.model):
+            return score_tokens(self.lm.model, given, self.prefill_tokens, top, adapter, processor)
 
     def _begin(self, ticket: Ticket, inbox: deque[Event] | None, priority: int) -> None:
         """Put a checked ticket in line. Its events go to the inbox, where there is one."""
@@ -300,7 +328,7 @@ class Engine:
         """Training goes on between calls: what old weights made of a text is worth nothing then."""
         now: tuple[Any, ...] = tuple(
             (id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
-            for module in _modules(self.lm.model)
+            for module in modules(self.lm.model)
             for tensor in (*module._parameters.values(), *module._buffers.values())
             if tensor is not None
         )
@@ -320,7 +348,7 @@ class Engine:
             with self._lock:
                 for ticket in tickets:
                     self._begin(ticket, inbox, 0)
-            with self._evaluating():
+            with evaluating(self.lm.model):
                 while inbox or not all(ticket.done for ticket in tickets):
                     if not inbox:
                         with self._lock:
@@ -352,43 +380,3 @@ class Engine:
                 ticket.done = True
                 del self._tickets[job.number]
         return out
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The model in evaluation mode, and afterwards as it was: rollouts run in the middle of training."""
-        training = [module.__dict__ for module in _modules(self.lm.model) if module.training]
-        for each in training:  # a module's own way to set an attribute takes milliseconds for all of them
-            each["training"] = False
-        try:
-            yield
-        finally:
-            for each in training:
-                each["training"] = True
-
-
-def _modules(model: nn.Module) -> list[nn.Module]:
-    """All modules, each once. `Module.modules` and `eval` ask every module by several calls: milliseconds a request."""
-    found, seen, left = [], set[int](), [model]
-    while left:
-        module = left.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            found.append(module)
-            left += [each for each in module._modules.values() if each is not None]
-    return found
-
-
-def completion(prompt: list[int], sampling: Sampling, choice: int, events: Sequence[Event]) -> Completion:
-    """One answer's events put together."""
-    told = [event for event in events if event.token is not None]
-    reason = events[-1].finish_reason
-    assert reason is not None
-    return Completion(
-        tokens=[event.token for event in told if event.token is not None],
-        text="".join(event.text for event in events),
-        logprobs=[event.logprob for event in told] if sampling.logprobs else [],
-        finish_reason=reason,
-        prompt=prompt,
-        tops=[event.top for event in told] if sampling.top_logprobs else [],
-        choice=choice,
-    )

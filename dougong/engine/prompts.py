@@ -13,6 +13,7 @@ from dougong.base import DougongError
 
 if TYPE_CHECKING:
     from dougong.hub import LanguageModel
+    from dougong.tokenizer import Tokenizer
 
 
 def prompt_ids(lm: LanguageModel, prompt: Any, where: str, continues: bool = False) -> list[int]:
@@ -21,10 +22,7 @@ def prompt_ids(lm: LanguageModel, prompt: Any, where: str, continues: bool = Fal
     if isinstance(prompt, str):
         if lm.tokenizer is None:
             raise DougongError(f"{where} is text, but this model has no tokenizer; give a list of token ids")
-        ids = lm.tokenizer.encode(prompt, wrap=not continues)
-        # Every SentencePiece model with a beginning-of-text id was trained with it in front; some files do not say so.
-        if lm.tokenizer.spelling == "sentencepiece" and not continues and lm.bos_id is not None:
-            ids = ids if ids[:1] == [lm.bos_id] else [lm.bos_id, *ids]
+        ids = lm.tokenizer.encode(prompt) if continues else text_ids(lm, lm.tokenizer, prompt)
     elif isinstance(prompt, (Sequence, Tensor, np.ndarray)):
         try:
             ids = [operator.index(token) for token in (prompt if isinstance(prompt, Sequence) else prompt.tolist())]
@@ -39,6 +37,15 @@ def prompt_ids(lm: LanguageModel, prompt: Any, where: str, continues: bool = Fal
             raise DougongError(f"{where} is empty, and this model has no beginning-of-text id; give at least one token")
         ids = [lm.bos_id]
     return _checked(lm, ids, where)
+
+
+def text_ids(lm: LanguageModel, tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text's ids as the model expects a text to begin, however long it is."""
+    ids = tokenizer.encode(text, wrap=True)
+    # Every SentencePiece model with a beginning-of-text id was trained with it in front; some files do not say so.
+    if tokenizer.spelling == "sentencepiece" and lm.bos_id is not None:
+        ids = ids if ids[:1] == [lm.bos_id] else [lm.bos_id, *ids]
+    return ids
 
 
 def _checked(lm: LanguageModel, ids: list[int], where: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -56,6 +57,22 @@ class Completion:
     prompt: list[int]
     tops: list[Top] = field(default_factory=list)
     choice: int = 0
+
+
+def completed(prompt: list[int], sampling: Sampling, choice: int, events: Sequence[Event]) -> Completion:
+    """One answer's events put together."""
+    told = [event for event in events if event.token is not None]
+    reason = events[-1].finish_reason
+    assert reason is not None
+    return Completion(
+        tokens=[event.token for event in told if event.token is not None],
+        text="".join(event.text for event in events),
+        logprobs=[event.logprob for event in told] if sampling.logprobs else [],
+        finish_reason=reason,
+        prompt=prompt,
+        tops=[event.top for event in told] if sampling.top_logprobs else [],
+        choice=choice,
+    )
 
 
 class Request:

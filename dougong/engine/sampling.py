@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dougong.base import DougongError
 from dougong.engine.grammar import Grammar
+from dougong.engine.processor import LogitsProcessor
 
 Speculation = Literal["prompt_lookup", "mtp", "draft"]
 
@@ -67,10 +68,12 @@ class Sampling:
                         "draft": the engine's draft model
     draft_tokens        tokens guessed at a time
     grammar             what the answer must match
+    processor           makes another distribution of the model's own, from its logits and hidden states (a kNN-LM);
+                        everything else here, and the log-probabilities reported, are then of that one
 
-    Logits are changed in the order logit_bias, repetition_penalty, presence and frequency penalty, banned, min_tokens,
-    grammar, forced; then the temperature acts, then top_k, top_p, min_p and typical_p. Raises DougongError that names
-    field, value and remedy.
+    Logits are changed in the order processor, logit_bias, repetition_penalty, presence and frequency penalty, banned,
+    min_tokens, grammar, forced; then the temperature acts, then top_k, top_p, min_p and typical_p. Raises DougongError
+    that names field, value and remedy.
     """
 
     max_tokens: int = 256
@@ -102,6 +105,7 @@ class Sampling:
     speculation: Speculation | None = None
     draft_tokens: int = 4
     grammar: Grammar | None = None
+    processor: LogitsProcessor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _strings(self.stop))
@@ -153,6 +157,8 @@ class Sampling:
             raise _wrong("speculation", self.speculation, "'prompt_lookup', 'mtp', 'draft' or None")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise _wrong("grammar", self.grammar, "a Grammar such as Grammar.json_schema(...), or None")
+        if self.processor is not None and not isinstance(self.processor, LogitsProcessor):
+            raise _wrong("processor", self.processor, "a LogitsProcessor, with check and process, or None")
         if self.grammar is not None and (self.ignore_eos or self.min_tokens):
             raise DougongError("a grammar says where the text ends; leave ignore_eos and min_tokens out")
         if self.min_tokens > self.max_tokens:

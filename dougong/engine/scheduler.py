@@ -18,6 +18,7 @@ from dougong.base import DougongError
 from dougong.engine.choose import Choice, choose
 from dougong.engine.driver import Driver, Plain
 from dougong.engine.pages import OutOfPages
+from dougong.engine.processor import process
 from dougong.engine.request import Event, FinishReason, Request
 from dougong.engine.runner import Runner
 from dougong.engine.work import Result, Work, stacked
@@ -115,7 +116,8 @@ class Scheduler:
                     plan = self._plan()
             else:
                 return out
-            out += self._done(self._sort(plan, results))
+            told = process(results, [job.requests[0].sampling.processor for job, _, _ in plan])
+            out += self._done(self._sort(plan, told))
         except BaseException as error:
             self._late += out + [(job, self._fail(job, repr(error))) for job in list(self.running)]
             raise
@@ -201,17 +203,22 @@ class Scheduler:
         bisect.insort(self.waiting, job, key=lambda each: each.rank)
         self.preempted += 1
 
-    def _sort(self, plan: list[tuple[Job, int, Work]], results: list[Result]) -> list[Job]:
-        """Results to their requests; returns those whose work is complete."""
+    def _sort(self, plan: list[tuple[Job, int, Work]], results: list[Result | DougongError]) -> list[Job]:
+        """Results to their requests; returns those whose work is complete. A request with an error ends."""
         touched: dict[int, Job] = {}
         for (job, place, piece), result in zip(plan, results, strict=True):
+            if job.done:
+                continue
+            if isinstance(result, DougongError):
+                self._late.append((job, self._fail(job, str(result))))
+                continue
             touched[id(job)] = job
             whole = job.pending[place]
             if len(piece.tokens) == len(whole.tokens):
                 job.results[place] = result
             else:
                 job.pending[place] = Work(whole.seq, whole.tokens[len(piece.tokens) :], whole.want)
-        return [job for job in touched.values() if all(result is not None for result in job.results)]
+        return [job for job in touched.values() if not job.done and all(each is not None for each in job.results)]
 
     def _done(self, jobs: list[Job]) -> list[tuple[Job, list[Event]]]:
         """Let the requests decide about their results: plain ones all at once."""

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 
 from dougong.engine.adapters import adapted
+from dougong.engine.processor import LogitsProcessor, processed
 from dougong.engine.request import Top
+from dougong.engine.work import batches
 from dougong.model import Model
 from dougong.parts.context import Context
 
@@ -30,21 +32,17 @@ def score_tokens(
     budget: int,
     top: int = 0,
     adapter: str | None = None,
+    processor: LogitsProcessor | None = None,
 ) -> list[list[Scored]]:
     """log p(token | all before it) for every token of each pair's second list, untempered, with the `top` best.
 
     Texts of similar length share a forward pass of about `budget` tokens, padded at the end, which no token sees.
-    adapter: see `Engine.generate`.
+    adapter: see `Engine.stream`. processor: see `Sampling`.
     """
     device = model.like.device
     scores: list[list[Scored]] = [[] for _ in pairs]
-    order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
-    while order:
-        # The longest first: the first batch is the largest, so memory does not run out late.
-        batch = [order.pop()]
+    for batch in batches([sum(map(len, pair)) for pair in pairs], budget):
         longest = sum(map(len, pairs[batch[0]]))
-        while order and (len(batch) + 1) * longest <= budget and 2 * sum(map(len, pairs[order[-1]])) >= longest:
-            batch.append(order.pop())
         tokens = torch.zeros(len(batch), longest, dtype=torch.int64)
         for row, index in enumerate(batch):
             whole = pairs[index][0] + pairs[index][1]
@@ -57,16 +55,21 @@ def score_tokens(
             before = hidden[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
             chosen = torch.tensor(completion, dtype=torch.int64, device=device)
             with adapted(model, [adapter]):
-                scores[index] = _chosen(model, before, chosen, top)
+                scores[index] = _chosen(model, before, chosen, top, processor)
     return scores
 
 
-def _chosen(model: Model, hidden: torch.Tensor, tokens: torch.Tensor, top: int) -> list[Scored]:
+def _chosen(
+    model: Model, hidden: torch.Tensor, tokens: torch.Tensor, top: int, processor: LogitsProcessor | None
+) -> list[Scored]:
     """log softmax(head(hidden)) at `tokens`, and its largest values, some rows at a time."""
     rows = max(1, _LOGITS // model.spec.vocab)
     found: list[Scored] = []
     for start in range(0, len(tokens), rows):
-        logits = model.logits(hidden[start : start + rows]).float()
+        logits = model.logits(hidden[start : start + rows])
+        if processor is not None:
+            logits = processed(processor, hidden[start : start + rows], logits)
+        logits = logits.float()
         norm = logits.logsumexp(-1, keepdim=True)
         chosen = (logits.gather(-1, tokens[start : start + rows, None]) - norm)[:, 0].tolist()
         if not top:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dougong.base import DougongError
-from dougong.engine.engine import Engine, completion
+from dougong.engine.engine import Engine
 from dougong.engine.prompts import prompt_ids
-from dougong.engine.request import Completion, Event
+from dougong.engine.request import Completion, Event, completed
 from dougong.engine.sampling import Sampling
 from dougong.engine.score import Scored
 from dougong.engine.ticket import Prompt, Ticket
@@ -92,7 +92,7 @@ class Service:
         events: list[list[Event]] = [[] for _ in range(sampling.n)]
         async for event in self.stream(ids, sampling, priority=priority, adapter=adapter, source=source):
             events[event.choice].append(event)
-        return [completion(ids, sampling, choice, own) for choice, own in enumerate(events)]
+        return [completed(ids, sampling, choice, own) for choice, own in enumerate(events)]
 
     async def embed(self, texts: Sequence[Prompt]) -> Tensor:
         """See `Engine.embed`; it takes its turn between steps."""

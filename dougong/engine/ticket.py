@@ -118,6 +118,8 @@ class Tickets:
         if lm.tokenizer is None and sampling.stop:
             raise DougongError("stop strings need a tokenizer, and this model has none; use stop_ids")
         check_adapter(lm.model, adapter)
+        if sampling.processor is not None:
+            sampling.processor.check(lm.spec)
         ids = prompt_ids(lm, prompt, where)
         virtual = virtual_ids(lm.model, adapter)
         if len(virtual) + len(ids) > lm.spec.context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,3 +70,15 @@ def by_cost(lengths: Many[int]) -> list[list[int]]:
         else:
             groups.append([number])
     return groups
+
+
+def batches(lengths: Many[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of texts that share a forward pass of about `budget` tokens, padding included: those of similar length,
+    the longest first, so that memory does not run out late."""
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    while order:
+        batch = [order.pop()]
+        longest = lengths[batch[0]]
+        while order and (len(batch) + 1) * longest <= budget and 2 * lengths[order[-1]] >= longest:
+            batch.append(order.pop())
+        yield batch

@@ -19,12 +19,14 @@ from dougong.data.batch import Batch
 from dougong.data.documents import near_duplicate_groups, split_documents
 from dougong.data.loader import LoaderState
 from dougong.data.stdlib import standard_library
+from dougong.engine import Engine
 from dougong.hub import LanguageModel
 from dougong.lab import facts
 from dougong.lab.experiment import Budget, Results, Study, place
 from dougong.lab.facts import Facts, world
 from dougong.lab.statistics import Mean, difference, separates
 from dougong.model import Model, ModelSpec, initialise
+from dougong.rag.datastore import Datastore
 from dougong.rag.knn import KnnLM
 from dougong.rag.neighbours import Asker, Neighbours, shared_run
 from dougong.rag.reader import NONE, log_probs, reader_spec, reading
@@ -59,8 +61,8 @@ def spec_of(name: str) -> ModelSpec:
     if name == FACT_DECODER:
         return reader_spec(facts.VOCAB, WIDTH, 4, context=facts.LENGTH, encoder=0)
     if name == READER:
-        return reader_spec(VOCAB, WIDTH, 3, context=LENGTH, reading=(1, 2), encoder=1)
-    return reader_spec(VOCAB, WIDTH, 5, context=LENGTH, encoder=0)
+        return reader_spec(VOCAB, WIDTH, 3, context=LENGTH + 1, reading=(1, 2), encoder=1)
+    return reader_spec(VOCAB, WIDTH, 5, context=LENGTH + 1, encoder=0)
 
 
 def operations(name: str) -> float:
@@ -336,12 +338,13 @@ def asked_values(model: Model) -> dict[str, float]:
 
 
 def _knn(model: Model) -> float:
-    """Bits a byte of a kNN-LM over the model, which keeps the states of rows to learn from."""
+    """Bits a byte of a kNN-LM over the model, whose datastore holds rows to learn from; both by the engine."""
     _, learn, test = corpus()
-    looked = KnnLM(LanguageModel(model, None), share=SHARE, k=NEIGHBOURS)
-    looked.add(learn.tokens[:STORED, :-1].tolist())
-    nats = [-looked.log_probs(row[None, :-1])[0].gather(-1, row[1:, None])[:, 0] for row in test.tokens]
-    return bits(torch.stack(nats))
+    engine = Engine(LanguageModel(model, None))
+    datastore = Datastore(model.spec.width, model.spec.vocab)
+    datastore.add_texts(engine, learn.tokens[:STORED, :-1].tolist())
+    told = engine.score_texts(test.tokens.tolist(), processor=KnnLM(datastore, lam=SHARE, k=NEIGHBOURS))
+    return bits(-torch.tensor([[each.logprob for each in row] for row in told]))
 
 
 def _told(results: Results) -> list[tuple[str, str]]:

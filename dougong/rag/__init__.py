@@ -3,7 +3,8 @@
 `Library` is the way in. `readers` files to documents; `chunkers` choose cuts, `pack` keeps limits; `embedder` texts to
 vectors; `words`, `vectors` the two indexes; `stores` memory, folder, Milvus; `retrievers`, `rerank`, `fusion` ways to
 search, which stand inside each other; `answer` citations and their check; `agentic` decisions and the loop over them;
-`graph` Graph RAG; `knn` retrieval inside the model; `contrastive` training an embedder; `evaluate` measures.
+`graph` Graph RAG; inside the model `knn` (over `datastore`) and `reader` (of what `neighbours` finds); `contrastive`
+training an embedder; `evaluate` measures.
 """
 
 from __future__ import annotations

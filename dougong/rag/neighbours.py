@@ -32,6 +32,9 @@ class Neighbours:
     groups     documents of one group (copies of each other, parts of one text) are never given to each other
     decode     token ids to text
     closed     places of documents that nobody else is given: held-out ones, of which only the past may be read
+
+    Raises DougongError for chunks of less than a token, for another number of groups than of documents, and where no
+    document has a token.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Neighbours:
                 owners.append(group)
                 self._open.append(place not in closed)
             self.first.append(len(cut))
+        if not cut:
+            raise DougongError(f"none of {len(documents)} documents has a token; there is nothing to find")
         self._tokens = np.array(cut, dtype=np.int64).reshape(len(cut), 2 * chunk)
         self._groups = owners
         own = [self._words(row[:chunk]) for row in self._tokens]
@@ -67,7 +72,12 @@ class Neighbours:
 
     def find(self, chunks: Int[np.ndarray, "N m"], k: int, askers: Sequence[Asker]) -> Int[np.ndarray, "N k"]:
         """The numbers of the k stored chunks with the most in common with each chunk, among those that its asker may
-        read, best first; -1 where there are not so many."""
+        read, best first. Looked at are the k + SPARE best of all: where fewer of these may be read, -1 fills the row.
+        Raises DougongError for k below 1 and another number of askers than of chunks."""
+        if k < 1 or len(askers) != len(chunks):
+            raise DougongError(
+                f"k is {k}, with {len(askers)} askers for {len(chunks)} chunks; expected 1 or more, as many"
+            )
         found = np.full((len(chunks), k), NONE, dtype=np.int64)
         for place, (row, asker) in enumerate(zip(chunks, askers, strict=True)):
             hits = [number for number, _ in self._index.search(self._words(row), k + SPARE)]
@@ -81,7 +91,12 @@ class Neighbours:
         return self._open[number] and self._groups[number] != asker.group
 
     def passages(self, numbers: Int[np.ndarray, "*N"]) -> Int[np.ndarray, "*N r"]:
-        """The tokens of stored chunks and of what followed each, r = 2 `chunk`; all NONE for number -1."""
+        """The tokens of stored chunks and of what followed each, r = 2 `chunk`; all NONE for number -1. Raises
+        DougongError for numbers that are of no chunk."""
+        if numbers.size and not NONE <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            raise DougongError(
+                f"numbers are {int(numbers.min())} to {int(numbers.max())}; expected {NONE} (none) to {len(self) - 1}"
+            )
         held = self._tokens[np.maximum(numbers, 0)]
         return np.where(numbers[..., None] == NONE, NONE, held)
 

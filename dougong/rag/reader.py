@@ -61,8 +61,10 @@ def reader_spec(
     """A decoder whose layers of the numbers `reading` attend to passages, and an encoder of as many layers as said.
 
     encoder 0: no encoder and no cross-attention, a plain decoder of the same kind. Raises DougongError for a `reading`
-    layer that is not there.
+    layer that is not there, and a width that its heads do not divide.
     """
+    if heads < 1 or width % heads:
+        raise DougongError(f"width is {width} for {heads} heads; expected a multiple of them")
     if encoder and (wrong := sorted(set(reading) - set(range(depth)))):
         raise DougongError(f"reading names the layers {wrong}, but there are layers 0 to {depth - 1}")
     norm, size = Norm("rms", 1e-6), width // heads
@@ -98,7 +100,8 @@ def read(model: Model, tokens: Int[Tensor, "B T"], passages: Int[Tensor, "B C k 
     """Run rows of tokens whose C = T // chunk whole chunks each have k passages of up to r tokens (filled with NONE).
 
     Cross-attention compares each token with all C k r and hides the others' passages: simple, and dear for long rows.
-    Raises DougongError for a model without an encoder, and for passages that do not fit the chunks.
+    Raises DougongError for a model without an encoder, for passages that do not fit the chunks, and for ids in them
+    that are neither of the vocabulary nor NONE.
     """
     if model.encoder is None:
         raise DougongError("this model has no encoder to read passages with; make it by reader_spec(...)")
@@ -107,6 +110,11 @@ def read(model: Model, tokens: Int[Tensor, "B T"], passages: Int[Tensor, "B C k 
         raise DougongError(
             f"passages are {tuple(passages.shape)} for {batch} rows of {length} tokens in chunks of {chunk}; expected "
             f"({batch}, {length // max(1, chunk)}, passages, tokens)"
+        )
+    if passages.numel() and not NONE <= int(passages.amin()) <= int(passages.amax()) < model.spec.vocab:
+        raise DougongError(
+            f"passages hold ids from {int(passages.amin())} to {int(passages.amax())}; expected {NONE} (none) to "
+            f"{model.spec.vocab - 1}"
         )
     each = passages.shape[2] * passages.shape[3]
     flat = passages.flatten(0, 2)

@@ -11,7 +11,7 @@ import torch
 
 from dougong.base import DougongError
 from dougong.engine import Engine, Event, Sampling
-from dougong.engine.engine import completion
+from dougong.engine.request import completed
 from dougong.hub import LanguageModel
 from dougong.model import LayerSpec, Model, ModelSpec, decoder_spec
 from dougong.parts.attention import Attention
@@ -223,7 +223,7 @@ def test_a_request_that_ends_early_frees_its_place() -> None:
     assert (engine.stats()["running"], engine.stats()["waiting"]) == (2, 0)
     left = by_request(events + drained(engine))
     for ticket in tickets[1:3]:
-        answer = completion(ticket.prompt, ticket.sampling, 0, left[ticket.number])
+        answer = completed(ticket.prompt, ticket.sampling, 0, left[ticket.number])
         assert answer.tokens == greedy_text(LM.model, ticket.prompt, 50)
     assert all_free(engine.runner)
 

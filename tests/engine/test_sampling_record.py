@@ -58,6 +58,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
         ("contrastive", 0.6, "Contrastive"),
         ("speculation", "magic", "prompt_lookup"),
         ("draft_tokens", 0, "from 1"),
+        ("processor", 3, "LogitsProcessor"),
         ("grammar", "json", "Grammar.json_schema"),
     ],
 )

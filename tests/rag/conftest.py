@@ -11,6 +11,7 @@ import pytest
 
 from dougong.rag.embedder import Embedder, Role, unit
 from dougong.rag.terms import terms
+from tests.engine.conftest import unchecked as unchecked
 
 
 class Hashed(Embedder):

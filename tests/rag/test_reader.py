@@ -145,6 +145,14 @@ def test_cost_and_shape_are_those_of_the_spec() -> None:
         read(model, tokens, passages[:, :2], CHUNK)
     with pytest.raises(DougongError, match="no encoder"):
         read(initialise(Model(reader_spec(VOCAB, 32, 2, heads=2, encoder=0))), tokens, passages, CHUNK)
+    for wrong in (VOCAB, NONE - 1):
+        passages[0, 0, 0, 0] = wrong
+        with pytest.raises(DougongError, match=f"{wrong}.*expected -1 \\(none\\) to {VOCAB - 1}"):
+            read(model, tokens, passages, CHUNK)
+    with pytest.raises(DougongError, match=r"layers \[2\], but there are layers 0 to 1"):
+        reader_spec(VOCAB, 32, 2, reading=(0, 2))
+    with pytest.raises(DougongError, match="width is 32 for 5 heads"):
+        reader_spec(VOCAB, 32, 2, reading=(0,), heads=5)
 
 
 def secrets(seed: int, rows: int = 16) -> tuple[Batch, Tensor]:
@@ -206,6 +214,28 @@ def test_a_chunk_is_found_with_what_followed_it_and_never_by_its_own_text() -> N
     assert (held.passages(np.array([[NONE]])) == NONE).all()
     with pytest.raises(DougongError, match="2 groups of 3 documents"):
         store([0, 1])
+    with pytest.raises(DougongError, match="none of 1 documents has a token"):
+        Neighbours([[]], [0], lambda row: "", 5)
+    with pytest.raises(DougongError, match="1 askers for 2 chunks"):
+        held.find(np.concatenate((asked, asked)), 1, [Asker(0)])
+    for wrong in (7, -2):
+        with pytest.raises(DougongError, match=f"numbers are {wrong} to {wrong}; expected -1"):
+            held.passages(np.array([wrong]))
+
+
+@given(st.integers(1, 8), st.integers(0, 3), st.lists(st.integers(0, 2), min_size=3, max_size=3))
+def test_nobody_is_given_what_is_closed_to_them(k: int, asking: int, groups: list[int]) -> None:
+    held = store(groups, closed=(2,))
+    asked = held.passages(np.arange(len(held)))[:, :5]
+    past = (held.first[2], held.first[2] + 1)
+    found = held.find(asked, k, [Asker(asking, past)] * len(asked))
+    owners = [place for place in range(3) for _ in range(held.first[place], held.first[place + 1])]
+    for row in found:
+        real = row[row != NONE].tolist()
+        assert len(set(real)) == len(real) and (row[len(real) :] == NONE).all()
+        for number in real:
+            own = past[0] <= number < past[1]
+            assert own or (owners[number] != 2 and groups[owners[number]] != asking)
 
 
 def test_of_a_closed_document_only_its_own_past_is_read() -> None:

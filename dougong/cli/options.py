@@ -59,11 +59,25 @@ def parse(kind: type[T], args: list[str], command: str, default: T | None = None
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in a box of several lines, without the frame, the option's help and the footer."""
-    text = re.sub(r"[│╭╮╰╯]|─+[^─\n]*─+╮", " ", box)
-    parts = [" ".join(part.split()) for part in re.split(r"─{3,}", text)]
+    """What tyro says in a box of several lines, without the frame, the option's help and the footer. Where the output
+    is not UTF-8 the box is its title, a rule of hyphens and the rest."""
+    text = re.sub(r"\A[^\n]*\n *-{3,} *\n", "", box)
+    text = re.sub(r"[│╭╮╰╯]|─+[^─\n]*─+╮", " ", text)
+    parts = [" ".join(part.split()) for part in re.split(r"─{3,}|(?m:^ *-{3,} *$)", text)]
     kept = [part for part in parts if part and not part.startswith(("Argument helptext", "For full helptext"))]
-    return "; ".join(kept).replace("Error parsing ", "").rstrip(".") or "the command line cannot be read"
+    line = "; ".join(kept).replace("Error parsing ", "").rstrip(".") or "the command line cannot be read"
+    return _UNION.sub(r"invalid choice '\3' for argument '\1'. Expected one of \2", _CHOICES.sub(_listed, line))
+
+
+# Of a choice that may be left out tyro counts None among the choices, which nobody can give, in an order that changes
+# from run to run; where somebody does give it, it tells what types it tried.
+_CHOICES = re.compile(r"(?<=Expected one of )\(([^)]*)\)")
+_UNION = re.compile(r"(--\S+): no type matching \{([^}]*)\} could be instantiated from \['(.*?)'\]\. Got errors:.*")
+
+
+def _listed(choices: re.Match[str]) -> str:
+    names = (each.strip().strip("'") for each in choices[1].split(","))
+    return ", ".join(sorted(name for name in names if name not in ("", "None")))
 
 
 @dataclass(frozen=True)

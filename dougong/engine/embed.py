@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dougong.engine.adapters import adapted
+from dougong.engine.encoding import encoding
 from dougong.engine.work import batches
 from dougong.model import Model
 from dougong.model.decoder import Output
@@ -20,18 +21,25 @@ from dougong.parts.shapes import Bool, Float
 @torch.inference_mode()
 def embed_tokens(model: Model, texts: Sequence[list[int]], budget: int) -> Float[Tensor, "N D"]:
     """Embeddings in the texts' order, float32. Models without a pooling of their own: the mean over a text's last
-    hidden states, brought to length 1. Texts of similar length share a forward pass of about `budget` tokens."""
+    hidden states, brought to length 1. Texts of similar length share a forward pass of about `budget` tokens, or all go
+    by tape."""
+    if (read := encoding(model).read(model, texts)) is not None:
+        return torch.cat([_vectors(model, hidden[None], None) for hidden in read])
     out: list[Tensor | None] = [None] * len(texts)
     for batch in batches([len(text) for text in texts], budget):
         run, padding = _run(model, [texts[index] for index in batch])
-        if isinstance(model.spec.task, Pooled):
-            vectors = run.embedding.float()
-        else:
-            vectors = F.normalize(pool(run.hidden, ~padding, "mean").float(), dim=-1)
+        vectors = _vectors(model, run.hidden, ~padding if bool(padding.any()) else None)
         for row, index in enumerate(batch):
             out[index] = vectors[row]
     found = [each for each in out if each is not None]
     return torch.stack(found) if found else torch.zeros(0, model.spec.width)
+
+
+def _vectors(model: Model, hidden: Float[Tensor, "B T D"], real: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B D"]:
+    if isinstance(model.spec.task, Pooled):
+        assert model.task is not None
+        return model.task(hidden, real).float()
+    return F.normalize(pool(hidden, real, "mean").float(), dim=-1)
 
 
 @torch.inference_mode()

@@ -47,10 +47,11 @@ def can_tape(model: Model, layout: Layout) -> bool:
     plain = spec.encoder is None and not spec.relative() and spec.norm is not None and not layout.fixed
     floats = all(group.dtype in _FLOATS for group in layout.groups)
     kernels = native.serving(model.like)
-    return plain and floats and kernels is not None and all(_known(layer) for layer in spec.layers)
+    return plain and floats and kernels is not None and all(known_layer(layer) for layer in spec.layers)
 
 
-def _known(layer: Any) -> bool:
+def known_layer(layer: Any) -> bool:
+    """Whether somebody wrote down what such a layer does."""
     mixer, ffn = layer.mixer, layer.ffn
     return (
         isinstance(mixer, Attention)
@@ -81,7 +82,7 @@ class Taped:
     def forget(self) -> None:
         """The weights have moved, or what is attached to them."""
         self._step = self._text = None
-        self._dense = _floats(self._model)
+        self._dense = keeps_floats(self._model)
         # Looked at once, and not at every step that goes the usual way: a walk over a model takes milliseconds.
         self._readable: bool | None = None
         self._additions: list[Any] | None = None
@@ -167,7 +168,7 @@ class Taped:
         """Whether every Linear is a matrix and a bias of a form that a tape reads, with nothing on or beside it."""
         if self._readable is None:
             linears = layer_linears(self._model)
-            self._readable = all(each.placement is None and _readable(each.storage) for each in linears)
+            self._readable = all(each.placement is None and readable(each.storage) for each in linears)
         if self._additions is None:
             self._additions = additions(self._model)
         return self._readable and not self._model.training and not any(self._additions)
@@ -209,7 +210,7 @@ def _pieces(counts: Many[int], most: int) -> list[list[tuple[int, int, int]]]:
     return pieces
 
 
-def _floats(model: Model) -> bool:
+def keeps_floats(model: Model) -> bool:
     """Whether some matrix of a layer is kept in floats."""
     return any(isinstance(_whole(linear.storage), Dense) for linear in layer_linears(model))
 
@@ -218,10 +219,11 @@ def _whole(storage: Storage) -> Storage:
     return storage.whole.storage if isinstance(storage, Part) else storage
 
 
-def _readable(storage: Storage) -> bool:
+def readable(storage: Storage) -> bool:
+    """Whether a tape reads a matrix that is kept so."""
     if isinstance(storage, Part):
         whole = storage.whole
-        return whole.serves([linear for linear, _, _ in whole.members]) and _readable(whole.storage)
+        return whole.serves([linear for linear, _, _ in whole.members]) and readable(whole.storage)
     if isinstance(storage, Dense):
         return storage.weight.dtype in _FLOATS and storage.weight.is_contiguous()
     return isinstance(storage, Int4) or (isinstance(storage, Int8) and storage.in_tiles)

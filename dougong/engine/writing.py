@@ -1,4 +1,4 @@
-"""A decoder written on a tape (parts.native.tape): a function for each kind of part says what its `forward` does."""
+"""A decoder or an encoder written on a tape (parts.native.tape): of each kind of part, what its `forward` does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Written:
         self.tape, self.rows = tape, tape.rows
         width = model.spec.width
         self._rooms: dict[tuple[str, int], Tensor] = {}
-        self.x, self.hidden = self.room("x", width), self.room("last", width)
+        self.x = self.room("x", width)
+        self.hidden = self.x if model.norm is None else self.room("last", width)
+        self.both_ways = not model.spec.causal
         self.placed: Any = None  # where keys and values are
         self.angles: dict[Rope, tuple[Tensor, Tensor]] = {}
         # What a tape of this model was written from, looked at where modules keep it: it costs 10 us a step so.
@@ -49,7 +51,8 @@ class Written:
         for number, block in enumerate(model.layers):
             assert isinstance(block, Block)
             _block(made, block, number, last=number + 1 == len(model.layers))
-        _norm(made.tape, model.norm, made.x, made.hidden)
+        if model.norm is not None:
+            _norm(made.tape, model.norm, made.x, made.hidden)
         return made
 
     def take(self, x: Float[Tensor, "N D"], angles: Many[tuple[Tensor, Tensor]]) -> None:
@@ -139,6 +142,7 @@ def _attention(made: Written, layer: AttentionLayer, x: Tensor, number: int) -> 
         norms=norms,
         norm_last=spec.qk_norm_after_turn,
         sinks=None if layer.sinks is None else layer.sinks.detach().float(),
+        both_ways=made.both_ways,
     )
     return out
 

@@ -25,6 +25,7 @@ _MARK = re.compile(r"[\[［【]\^?(\d{1,3}(?:\s*(?:[,，、;；–-]|and|和)\s*
 _NUMBERS = re.compile(r"(\d+)(?:\s*[–-]\s*(\d+))?")
 _ITEM = re.compile(r"\n[^\S\n]*(?=(?:[-*+•]|\d{1,3}[.)、])\s)")
 """Where an item of a list begins."""
+NOTHING = "No passage was found that could answer this."
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Answer:
     passages: tuple[Chunk, ...]
 
     @property
+    def said(self) -> str:
+        """What it says, without the marks of its citations; nothing where no passage was found."""
+        return "" if self.text == NOTHING else _MARK.sub("", self.text).strip()
+
+    @property
     def uncited(self) -> tuple[str, ...]:
         """The sentences that no citation stands behind."""
         cited = [each.statement for each in self.citations]
@@ -75,7 +81,7 @@ def listing(chunks: Sequence[Chunk]) -> str:
 def answer(question: str, chunks: Sequence[Chunk], model: ChatModel) -> Answer:
     """A model's answer from `chunks`. Without any chunk the model is not asked: there is nothing to answer from."""
     if not chunks:
-        return Answer("No passage was found that could answer this.", (), (), ())
+        return Answer(NOTHING, (), (), ())
     prompt = f"{listing(chunks)}\n\nQuestion: {question}"
     message = model.complete([Message("system", PROMPT), Message("user", prompt)])
     return cite(message.content.strip(), chunks)
@@ -145,7 +151,10 @@ class Checked:
 
 def verify(given: Answer, judge: ChatModel | None = None) -> list[Checked]:
     """Each sentence that says something, against the passages it cites: by a judge model or, without one, by whether at
-    least two thirds of its terms stand in them. A sentence without citations is not supported."""
+    least two thirds of its terms, and every number, stand in them. A sentence without citations is not supported.
+
+    Words alone do not tell "was built" from "was never built": only a judge reads.
+    """
     checked = []
     for start, end in statements(given.text):
         sentence = _MARK.sub("", given.text[start:end]).strip()
@@ -155,12 +164,17 @@ def verify(given: Answer, judge: ChatModel | None = None) -> list[Checked]:
         if not behind:
             verdict: bool | None = False
         elif judge is None:
-            words, said = set(terms(sentence)), {term for each in behind for term in terms(each.text)}
-            verdict = 3 * len(words & said) >= 2 * len(words)
+            verdict = _shared(sentence, behind)
         else:
             verdict = _judged(sentence, behind, judge)
         checked.append(Checked(sentence, verdict, behind))
     return checked
+
+
+def _shared(sentence: str, behind: Sequence[Citation]) -> bool:
+    words, said = set(terms(sentence)), {term for each in behind for term in terms(each.text)}
+    numbers = {word for word in words if word.isdecimal()}
+    return numbers <= said and 3 * len(words & said) >= 2 * len(words)
 
 
 def _judged(sentence: str, behind: Sequence[Citation], judge: ChatModel) -> bool | None:
@@ -196,7 +210,7 @@ def quote(question: str, chunks: Sequence[Chunk], most: int = 3) -> Answer:
             if score > 0:
                 scored.append((-score, number, " ".join(sentence.split())))
     if not scored:
-        return Answer("No passage was found that could answer this.", (), (), tuple(chunks))
+        return Answer(NOTHING, (), (), tuple(chunks))
     chosen = list(dict.fromkeys((number, sentence) for _, number, sentence in sorted(scored)))[:most]
     return cite("\n\n".join(f"{_MARK.sub(_plain, sentence)} [{number}]" for number, sentence in chosen), chunks)
 

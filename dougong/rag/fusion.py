@@ -32,8 +32,7 @@ def _summed(shares: Sequence[Sequence[float]], rankings: Sequence[Sequence[Hit]]
     total: dict[int, float] = {}
     chunks: dict[int, Chunk] = {}
     for scores, ranking in zip(shares, rankings, strict=True):
-        for score, hit in zip(scores, ranking, strict=True):
-            chunk = hit.chunk
+        for score, (chunk, _) in zip(scores, ranking, strict=True):
             each = chunk.id
             total[each] = total.get(each, 0.0) + score
             chunks[each] = chunk

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dougong.rag.chunk import Chunk
 from dougong.rag.where import Where
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """A chunk and how well it fits: higher is better, comparable within one search only."""
 
     chunk: Chunk

@@ -112,6 +112,15 @@ def test_mistakes_are_told_in_a_line(folder: Path, capsys) -> None:
     assert {path.name for path in (folder / "docs").iterdir()} == {"bridge.md", "bad.pdf"}
 
 
+@pytest.mark.parametrize("given", ["flat", "None"])
+def test_a_wrong_choice_is_told_with_those_there_are(given: str, folder: Path, capsys) -> None:
+    assert main(["rag", "index", "docs", "--library", "i", "--index", given]) == 2
+    told = capsys.readouterr().err
+    expected = f"invalid choice '{given}' for argument '--index'. Expected one of auto, exact, hnsw, ivf;"
+    assert expected in told.replace("auto,exact,hnsw,ivf", "auto, exact, hnsw, ivf")
+    assert told.count("\n") == 1 and not (folder / "i").exists()
+
+
 def test_a_library_that_holds_nothing_says_so(folder: Path, capsys) -> None:
     (folder / "none").mkdir()
     assert main(["rag", "index", "none", "--library", "empty"]) == 0

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dougong.base import DougongError
 from dougong.chat import ScriptedChat
@@ -25,6 +27,7 @@ from dougong.rag.evaluate import (
     recall,
     reciprocal_rank_of_first,
 )
+from dougong.rag.evaluate.measures import relevant
 from dougong.rag.hit import Hit, Retriever
 from dougong.rag.retrievers.hops import Hops
 from dougong.rag.words import WordIndex
@@ -39,6 +42,70 @@ def test_measures_by_hand() -> None:
     assert recall(list("abcd"), {"a", "d", "z"}, 3) == pytest.approx(1 / 3)
     assert reciprocal_rank_of_first(list("xya"), {"a", "b"}) == pytest.approx(1 / 3)
     assert reciprocal_rank_of_first(list("xy"), {"a"}) == 0.0
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), unique=True),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3).map(float), min_size=1),
+    st.integers(1, 8),
+)
+def test_measures_lie_between_nothing_and_the_ideal(ranking: list[str], gains: dict[str, float], k: int) -> None:
+    wanted = relevant(gains)
+    ideal = sorted(gains, key=lambda doc: -gains[doc])
+    for value in (ndcg(ranking, gains, k), recall(ranking, wanted, k), reciprocal_rank_of_first(ranking, wanted)):
+        assert 0.0 <= value <= 1.0
+    if wanted:
+        assert ndcg(ideal, gains, k) == pytest.approx(1.0)
+        assert recall(ideal, wanted, len(ideal)) == reciprocal_rank_of_first(ideal, wanted) == 1.0
+    else:
+        assert ndcg(ranking, gains, k) == recall(ranking, wanted, k) == 0.0
+
+
+def test_measures_as_trec_eval_gives_them() -> None:
+    # By pytrec-eval-terrier 0.5 (ndcg_cut_3, recall_3, recip_rank) for the ranking c, x, a, b.
+    gains = {"a": 3.0, "b": 1.0, "c": 0.0, "d": 2.0}
+    ranking = ["c", "x", "a", "b"]
+    assert ndcg(ranking, gains, 3) == pytest.approx(1.5 / (3 + 2 / math.log2(3) + 0.5))
+    assert recall(ranking, relevant(gains), 3) == pytest.approx(1 / 3)
+    assert reciprocal_rank_of_first(ranking, relevant(gains)) == pytest.approx(1 / 3)  # c was judged, and has nothing
+    assert ndcg(["a", "a"], {"a": 1.0}) == 1.0
+
+
+def test_what_was_judged_and_has_no_gain_is_not_relevant() -> None:
+    documents = [Document("red mill", "a"), Document("red bridge bridge", "b")]
+    gains = {"1": {"b": 0.0, "a": 1.0}}
+    collection = Collection("own", documents, {"1": "bridge red", "2": "bridge"}, gains, {})
+    found = evaluate(collection, ByWords(documents)).results
+    assert found["MRR"].each == (0.5, 0.0)  # b comes first; the second query was judged by nobody
+    assert found["recall@10"].each == (1.0, 0.0)
+    assert found["nDCG@10"].each == (pytest.approx(1 / math.log2(3)), 0.0)
+    with pytest.raises(DougongError, match="no query"):
+        evaluate(replace(collection, queries={}), ByWords(documents))
+
+
+def test_answers_are_compared_as_squad_compares_them() -> None:
+    # The official script takes marks out before articles and leaves nothing in their place.
+    assert exact_match("the U.S.", ["US"]) == 1.0
+    assert exact_match("well-known", ["wellknown"]) == 1.0
+    assert exact_match("well-known", ["well known"]) == 0.0
+    assert exact_match("The-end", ["end"]) == 0.0
+    assert f1("a cat, the dog", ["cat dog bird", "x"]) == pytest.approx(0.8)
+    assert f1("cat cat", ["cat"]) == pytest.approx(2 * 0.5 / 1.5)
+    assert (exact_match("", ["x"]), f1("the", ["x"]), f1("x", ["the"])) == (0.0, 0.0, 0.0)
+    # Questions that have no answer (SQuAD 2.0).
+    assert (exact_match("", []), f1("", []), exact_match("x", []), f1("x", [])) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_chinese_answers_are_compared_by_characters() -> None:
+    assert exact_match("《红楼梦》", ["红楼梦"]) == 1.0
+    assert exact_match("２００８年８月", ["2008年8月"]) == 0.0  # neither script folds widths
+    assert exact_match("iPhone 手机", ["iphone手机。"]) == 1.0
+    assert f1("iPhone手机", ["手机"]) == pytest.approx(0.8)
+    # MLQA counts common characters wherever they stand; CMRC-2018's script their longest common run.
+    assert f1("北京和上海", ["上海和北京"]) == 1.0
+    assert f1("北京和上海", ["上海和北京"], run=True) == pytest.approx(0.4)
+    assert f1("他生于一九〇八年", ["一九〇八年", "1908"], run=True) == pytest.approx(2 * 5 / 13)
+    assert f1("甲", ["乙"], run=True) == 0.0
 
 
 def test_answers_are_compared_without_marks_and_articles() -> None:
@@ -129,5 +196,25 @@ def test_answers_are_measured_against_what_is_expected_and_what_they_cite() -> N
     assert found["F1"].each == (1.0, 0.0)
     assert found["answer in chunks"].each == (1.0, 1.0)
     assert found["faithful"].each == (1.0, 0.0)
+    with ScriptedChat(["1703【1】", "green [^2] [1-2]"]) as model:  # marks of other models are no words of the answer
+        assert evaluate_answers(collection, ByWords(documents), model)["exact"].each == (1.0, 0.0)
     with pytest.raises(DougongError, match="no expected answers"):
         evaluate_answers(replace(collection, answers={}), ByWords(documents), ScriptedChat([]))
+
+
+def test_a_question_without_an_answer_is_answered_by_nothing() -> None:
+    documents = [Document("The stone bridge was built in 1703.", "a")]
+    asked = Collection("own", documents, {"1": "Whose zebra?", "2": "stone bridge?"}, {}, {"1": [], "2": []})
+    found = evaluate_answers(asked, ByWords(documents), None)
+    assert found["exact"].each == found["F1"].each == (1.0, 0.0)  # the first finds nothing to quote
+    assert found["faithful"].each == (1.0,)
+    assert "answer in chunks" not in found
+
+
+def test_a_number_that_no_passage_has_is_not_backed() -> None:
+    from dougong.rag.answer import cite, verify
+
+    chunk = Chunk("The stone bridge over the river was built in 1703.", "a", 0, 50)
+    told = "The stone bridge was built in {} [1]."
+    assert [each.supported for each in verify(cite(told.format(1703), [chunk]))] == [True]
+    assert [each.supported for each in verify(cite(told.format(1803), [chunk]))] == [False]

@@ -216,6 +216,7 @@ typedef struct {
     uint16_t *key_factors, *value_factors;
     const float *cos, *sin; /* (n, turning) */
     long table;             /* of the places */
+    long both_ways;         /* tokens of a text see those behind them too */
 } Heads;
 
 /* Texts whose new tokens are the rows of a tape, one text after the other: of each text its first row, how many rows, how

@@ -45,6 +45,7 @@ class _Heads(ctypes.Structure):
         *((name, _pointer) for name in ("q_norm", "k_norm", "sinks", "keys", "values")),
         *((name, _pointer) for name in ("key_factors", "value_factors", "cos", "sin")),
         ("table", _long),
+        ("both_ways", _long),
     )
 
 
@@ -213,6 +214,7 @@ class Tape:
         norms: tuple[Tensor | None, Tensor | None, float] | None = None,
         norm_last: bool = False,
         sinks: Tensor | None = None,
+        both_ways: bool = False,
     ) -> None:
         """Attention of each row's token over its lane, to which the token's own key and value are added first.
 
@@ -220,12 +222,14 @@ class Tape:
         state    whatever names these keys and values to `place`
         angles   cos and sin (rows, h): the first 2h coordinates of queries and keys turn
         norms    factors (or None) and eps of the norm of every head of queries and of keys, before or after turning
+        both_ways  where texts are read, their new tokens see each other whatever their order
         """
         row, start, size = q.stride(0), q.data_ptr(), q.shape[1] // heads
         made = _Heads(heads=heads, kv_heads=kv_heads, size=size, window=window or 0, scale=scale, softcap=softcap or 0)
         made.k, made.v = (k.data_ptr() - start) // 4, (v.data_ptr() - start) // 4
         if angles is not None:
             made.turning, made.cos, made.sin = angles[0].shape[1], self._at(angles[0]), self._at(angles[1])
+        made.both_ways = both_ways
         made.interleaved, made.norm_last, made.sinks = interleaved, norm_last, self._at(sinks)
         if norms is not None:
             ones = torch.ones(size)

@@ -1,4 +1,4 @@
-/* A decoder's attention when it reads: many new tokens of one or several texts, over keys and values that lie in pages.
+/* Attention when a model reads: many new tokens of one or several texts, over keys and values that lie in pages.
    What a text has there is brought together once a layer, for all its queries.
 */
 #include "common.h"
@@ -64,7 +64,7 @@ void attend_texts_for(Hand *hand, const Heads *h, float *x, long apart, float *y
         }
         const long pieces = (count + QUERIES - 1) / QUERIES;
         const Shape shape = {.n = 1, .heads = h->heads, .kv_heads = h->kv_heads, .queries = count, .keys = keys,
-                             .size = size, .q_step = apart, .v_step = size, .causal = 1, .scale = h->scale};
+                             .size = size, .q_step = apart, .v_step = size, .causal = !h->both_ways, .scale = h->scale};
         EACH(each, h->heads * pieces, 2, hand) {
             const long head = each / pieces, key_head = head / group;
             six_queries(&shape, x + first * apart + h->q + head * size, turned + key_head * of_head,

@@ -17,13 +17,15 @@ Reader = Callable[[Path], "Collection"]
 @dataclass(frozen=True)
 class Collection:
     """Documents, queries, and for each query the gain of every document that is relevant to it. Queries to which
-    nothing is relevant are left out. answers: what counts as an answer, where the collection has that."""
+    nothing is relevant are left out. answers: what counts as an answer, where the collection has that. run: F1 counts
+    the longest common run of words, as the collection's own script does."""
 
     name: str
     documents: Sequence[Document]
     queries: Mapping[str, str]
     gains: Mapping[str, Mapping[str, float]]
     answers: Mapping[str, Sequence[str]]
+    run: bool = False
 
 
 def read_collection(name: str, data: Path) -> Collection:
@@ -107,7 +109,7 @@ def _cmrc(data: Path, asked: Sequence[str] = ("DEV", "TRIAL")) -> Collection:
     name = "cmrc" if len(asked) > 1 else f"cmrc-{asked[0].lower()}"
     held = _squad(name, [folder / f"cmrc2018_{each}.json" for each in ("dev", "trial")])
     queries = {query: text for query, text in held.queries.items() if query.startswith(tuple(asked))}
-    return replace(held, queries=queries)
+    return replace(held, queries=queries, run=True)
 
 
 def _xquad(data: Path, language: str) -> Collection:

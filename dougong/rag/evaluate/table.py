@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dougong.base import DougongError
 from dougong.rag.evaluate.collections import Collection
-from dougong.rag.evaluate.measures import ndcg, recall, reciprocal_rank_of_first
+from dougong.rag.evaluate.measures import ndcg, recall, reciprocal_rank_of_first, relevant
 from dougong.rag.hit import Hit, Retriever
 
 DEEP = 100
@@ -27,7 +28,9 @@ class Result:
 
     @staticmethod
     def of(values: Sequence[float], seed: int = 0) -> Result:
-        """The percentile bootstrap (Efron 1979), 2,000 resamples of the queries."""
+        """The percentile bootstrap (Efron 1979), 2,000 resamples of the queries. Raises DougongError for no values."""
+        if not values:
+            raise DougongError("there is no query, so there is nothing to average; give at least one")
         numbers = np.array(values, dtype=np.float64)
         draws = np.random.default_rng(seed).integers(0, len(numbers), (RESAMPLES, len(numbers)))
         low, high = np.percentile(numbers[draws].mean(1), [2.5, 97.5])
@@ -60,14 +63,19 @@ def evaluate(
     names: tuple[str, str, str] = ("", "", ""),
     progress: Callable[[int], None] | None = None,
 ) -> Row:
-    """Search for every query of a collection. names: of chunker, retriever and reranker, for the row."""
+    """Search for every query of a collection. names: of chunker, retriever and reranker, for the row.
+
+    A query to which nothing is relevant counts 0, as in trec_eval. Raises DougongError for a collection without
+    queries.
+    """
     measures: dict[str, list[float]] = {"nDCG@10": [], "recall@10": [], "recall@100": [], "MRR": []}
     for done, (query, text) in enumerate(collection.queries.items(), start=1):
-        ranking, gains = ranked_documents(retriever.search(text, DEEP)), collection.gains[query]
+        ranking, gains = ranked_documents(retriever.search(text, DEEP)), collection.gains.get(query, {})
+        wanted = relevant(gains)
         measures["nDCG@10"].append(ndcg(ranking, gains))
-        measures["recall@10"].append(recall(ranking, gains, 10))
-        measures["recall@100"].append(recall(ranking, gains, 100))
-        measures["MRR"].append(reciprocal_rank_of_first(ranking, gains))
+        measures["recall@10"].append(recall(ranking, wanted, 10))
+        measures["recall@100"].append(recall(ranking, wanted, 100))
+        measures["MRR"].append(reciprocal_rank_of_first(ranking, wanted))
         if progress is not None:
             progress(done)
     results = {name: Result.of(values) for name, values in measures.items()}

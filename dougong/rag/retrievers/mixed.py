@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import final
 
 import numpy as np
@@ -115,7 +114,7 @@ class Parents(Retriever):
             middle = (chunk.start + chunk.end) // 2
             parent = next((each for each in cut[chunk.doc] if each.start <= middle < each.end), chunk)
             if parent.id not in found:
-                found[parent.id] = replace(hit, chunk=parent)
+                found[parent.id] = Hit(parent, hit.score)
             if len(found) == k:
                 break
         return list(found.values())

@@ -221,7 +221,7 @@ class Run:
                 pieces.append(piece)
                 if shown and (piece.content or piece.reasoning):
                     yield self.event(Said, content=piece.content, reasoning=piece.reasoning)
-                cost += weight(piece.content) + weight(piece.reasoning)
+                cost += _weight(piece)
                 if cost > left:
                     return True
                 if stop:
@@ -256,6 +256,12 @@ class Run:
         self.tick()
         yield self.event(Judged, judge="verifier", fault=fault)
         return fault
+
+
+def _weight(piece: Delta) -> float:
+    """Estimated tokens of a piece."""
+    called = 0 if piece.call is None else _size(Message("assistant", tool_calls=(piece.call,)))
+    return weight(piece.content) + weight(piece.reasoning) + weight(piece.note) + called
 
 
 def _whole(pieces: Sequence[Delta], stop: str) -> Message:

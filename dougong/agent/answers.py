@@ -18,7 +18,8 @@ _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
 def parsed(text: str, schema: dict[str, Any]) -> tuple[Any, str]:
     """The JSON of an answer that obeys `schema`, and ""; or None, and what is wrong with it, for the model to read.
 
-    The whole text is tried, then what stands in a fence, then from the first bracket to where the JSON there ends.
+    The whole text is tried, then what stands in a fence, then from each bracket to where the JSON there ends; the first
+    that obeys is taken.
     """
     problem = "the answer is empty; expected JSON"
     for candidate in _candidates(text):
@@ -46,11 +47,13 @@ def _candidates(text: str) -> list[str]:
     text = text.strip()
     found = [text] if text else []
     found += [each.strip() for each in _FENCE.findall(text)]
+    end = 0
     for start in (match.start() for match in islice(re.finditer(r"[\[{]", text), STARTS)):
+        if start < end:
+            continue  # inside of what was read
         try:
             _, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
         found.append(text[start:end])
-        break
     return list(dict.fromkeys(found))

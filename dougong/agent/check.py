@@ -1,8 +1,8 @@
 """Whether arguments obey a JSON schema, and if not what is wrong with them, in words that a model can act upon.
 
 Strict: true is no number, "3" is no integer (3.0 is one, as JSON schema has it), NaN and infinity are no JSON. Known
-are the keywords that tools use; `pattern` and `format` are left to the tool, for a stranger's regular expression may
-take forever.
+are the keywords of draft 2020-12 without `unevaluated...`, dynamic scopes and other documents; `format` is a remark,
+as there. A `pattern` that cannot be matched in linear time (see `dougong.agent.pattern`) is left to the tool.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dougong.agent.pattern import found
 from dougong.base import DougongError, nearest
 
 _NAMES = {
@@ -84,6 +85,8 @@ def _check(schema: Any, value: Any, where: str, root: Any) -> None:
         raise _wrong(where, value, _expected(schema))
     if isinstance(value, str):
         _check_size(schema, len(value), "Length", "characters", where)
+        if "pattern" in schema and found(str(schema["pattern"]), value) is False:
+            raise _wrong(where, value, f"a text with the pattern {told(schema['pattern'])}")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_number(schema, value, where)
     elif isinstance(value, list):
@@ -94,14 +97,29 @@ def _check(schema: Any, value: Any, where: str, root: Any) -> None:
 
 
 def _resolved(reference: Any, root: Any) -> Any:
-    found = root
+    place = root
     steps = str(reference).split("/")
+    if len(steps) == 1 and len(steps[0]) > 1 and steps[0][0] == "#":
+        place, steps = _anchored(root, steps[0][1:]), ["#"]
     for step in steps[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
-        found = found.get(step) if isinstance(found, Mapping) else None
-    if steps[0] != "#" or found is None:
+        if isinstance(place, list):
+            place = place[int(step)] if step.isdecimal() and int(step) < len(place) else None
+        else:
+            place = place.get(step) if isinstance(place, Mapping) else None
+    if steps[0] != "#" or place is None:
         raise DougongError(f"the schema refers to {told(reference)}, which it does not hold")
-    return found
+    return place
+
+
+def _anchored(schema: Any, name: str) -> Any:
+    """The part of a schema that an $anchor names; None where there is none."""
+    if isinstance(schema, Mapping):
+        if schema.get("$anchor") == name:
+            return schema
+        schema = list(schema.values())
+    parts = (_anchored(each, name) for each in schema) if isinstance(schema, list) else ()
+    return next((each for each in parts if each is not None), None)
 
 
 def _check_size(schema: Mapping[str, Any], size: int, what: str, unit: str, where: str) -> None:
@@ -127,38 +145,56 @@ def _check_number(schema: Mapping[str, Any], value: float, where: str) -> None:
 
 def _check_list(schema: Mapping[str, Any], value: list[Any], where: str, root: Any) -> None:
     _check_size(schema, len(value), "Items", "items", where)
-    first = schema.get("prefixItems", [])
+    first, rest = schema.get("prefixItems", []), schema.get("items", True)
+    if isinstance(rest, list):  # as earlier drafts say it
+        first, rest = rest, schema.get("additionalItems", True)
     for index, item in enumerate(value):
-        inner = first[index] if index < len(first) else schema.get("items", True)
-        _check(inner, item, f"{where}[{index}]", root)
+        _check(first[index] if index < len(first) else rest, item, f"{where}[{index}]", root)
     if schema.get("uniqueItems"):
         for index, item in enumerate(value):
             if any(same(item, other) for other in value[:index]):
                 raise DougongError(f"{where}[{index}] is {told(item)}, a second time; expected different items")
+    if "contains" in schema:
+        size = sum(_obeys(schema["contains"], item, where, root) for item in value)
+        bounds = {"minItems": schema.get("minContains", 1), "maxItems": schema.get("maxContains")}
+        _check_size(bounds, size, "Items", f"items that are {_expected(schema['contains'])}", where)
 
 
 def _check_object(schema: Mapping[str, Any], value: dict[str, Any], where: str, root: Any) -> None:
     _check_size(schema, len(value), "Properties", "keys", where)
-    known = schema.get("properties", {})
+    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     prefix = f"{where}." if where else ""
-    for key in schema.get("required", ()):
+    asked = [*schema.get("required", ())]
+    asked += [other for key, others in schema.get("dependentRequired", {}).items() if key in value for other in others]
+    for key in asked:
         if key not in value:
             raise DougongError(f"{prefix}{key} is missing")
     rest = schema.get("additionalProperties", True)
     for key, item in value.items():
         if not isinstance(key, str):
             raise DougongError(f"the key {told(key)} of {where or 'the arguments'} is no text")
+        if "propertyNames" in schema:
+            _check(schema["propertyNames"], key, f"the key {told(key)} of {where or 'the arguments'}", root)
+        # A pattern that cannot be matched may be that of any key.
+        fits = {pattern: found(str(pattern), key) for pattern in patterns}
+        for pattern in [pattern for pattern, fit in fits.items() if fit]:
+            _check(patterns[pattern], item, f"{prefix}{key}", root)
         if key in known:
             _check(known[key], item, f"{prefix}{key}", root)
-        elif rest is False and "patternProperties" not in schema:
-            raise DougongError(f"unknown argument {prefix}{told(key)}{nearest(key[:60], known)}")
-        elif rest is not False:
+        elif all(fit is False for fit in fits.values()):
+            if rest is False:
+                raise DougongError(f"unknown argument {prefix}{told(key)}{nearest(key[:60], known)}")
             _check(rest, item, f"{prefix}{key}", root)
+    for key, inner in schema.get("dependentSchemas", {}).items():
+        if key in value:
+            _check(inner, value, where, root)
 
 
 def _check_choices(schema: Mapping[str, Any], value: Any, where: str, root: Any) -> None:
     for inner in schema.get("allOf", ()):
         _check(inner, value, where, root)
+    if "if" in schema:
+        _check(schema.get("then" if _obeys(schema["if"], value, where, root) else "else", True), value, where, root)
     if "not" in schema and _obeys(schema["not"], value, where, root):
         raise _wrong(where, value, "anything but that")
     for key in ("anyOf", "oneOf"):

@@ -19,7 +19,8 @@ class Limits:
     steps         answers of the model, those to its own questions (plans, critiques, summaries) too
     tokens        read and written, as the model says or, where it does not, as `estimate` says
     seconds       until the run ends, with a model or a tool that hangs too
-    repeats       how often the same call may give the same result; asked for once more, the run ends
+    repeats       how often the same call may give the same result in one conversation (a new trial and a step of a
+                  plan begin another one); asked for once more, the run ends
     result        characters of a tool's result that the model reads; of a longer one the beginning and the end
     tool_seconds  for a tool that has no timeout of its own; after that the run goes on without its result
     parallel      reading tools at work at once

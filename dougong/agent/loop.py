@@ -81,14 +81,10 @@ def started(run: Run) -> Started:
 
 def setup(agent: Agent) -> dict[str, Any]:
     """An agent's policy, memory, guards and limits as JSON has them; null for a setting that JSON cannot say."""
-    policy = agent.policy
-    settings: dict[str, Any] = {}
-    while isinstance(policy, partial):
-        settings = {**policy.keywords, **settings}
-        policy = policy.func
+    policy = _plain(agent.policy)
     return {
-        "policy": getattr(policy, "__name__", type(policy).__name__),
-        "settings": {name: _plain(each) for name, each in settings.items()},
+        "policy": policy["function"],
+        "settings": policy.get("settings", {}),
         "memory": {"kind": type(agent.memory).__name__, **agent.memory.settings()},
         "guards": [
             {"name": getattr(guard, "name", type(guard).__name__), "places": sorted(guard.places)}
@@ -101,9 +97,24 @@ def setup(agent: Agent) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """A setting of a policy: a scalar as it is, a function with its own settings, agents by their names."""
+    from dougong.agent.agent import Agent
+
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return None if not callable(value) else {"function": getattr(value, "__name__", type(value).__name__)}
+    if isinstance(value, Agent):
+        return {"agent": value.name}
+    if isinstance(value, (list, tuple)) and value and all(isinstance(each, Agent) for each in value):
+        return {"agents": [each.name for each in value]}
+    if not callable(value):
+        return None
+    settings: dict[str, Any] = {}
+    while isinstance(value, partial):
+        settings = {**value.keywords, **settings}
+        value = value.func
+    name = getattr(value, "__name__", type(value).__name__)
+    more = {"settings": {key: _plain(each) for key, each in settings.items()}} if settings else {}
+    return {"function": name, **more}
 
 
 def _told(run: Run, place: Place, found: Sequence[Finding]) -> Steps[None]:

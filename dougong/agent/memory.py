@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from dougong.agent.events import Event, Recalled, Summarised
-from dougong.agent.limits import estimate
+from dougong.agent.limits import Ended, estimate, weight
 from dougong.agent.outside import Remembered
-from dougong.agent.taint import marked
+from dougong.agent.taint import RULE, marked
 from dougong.base import DougongError
 from dougong.chat import Message
 
@@ -64,7 +64,9 @@ class Summary(Memory):
     """The beginning, a summary of the turns that went out of sight, and the last turns.
 
     Once the conversation has more than `tokens`, all but the last `keep` turns are replaced by a summary that the model
-    writes from them (and from the summary before). Whatever the summary's length, it is cut to half of `tokens`.
+    writes from them (and from the summary before). Whatever the summary's length, it is cut to half of `tokens`, and to
+    the length of what it replaces. Where the model writes none, the end of what it had to summarise stands there. Once
+    the model has read what others wrote, a summary may hold it, and is marked as they are.
     """
 
     tokens: int = 16_000
@@ -76,10 +78,14 @@ class Summary(Memory):
 
     def view(self, run: Run) -> Steps[list[Message]]:
         parts = split(run.messages, run.task_at)
-        if len(parts.turns) > self.keep and size([run.messages]) > self.tokens:
-            old = _joined(parts.turns[: -self.keep])
-            text = yield from self._summarised(run, old)
-            yield run.event(Summarised, messages=len(old), text=text)
+        old = parts.turns[: -self.keep]
+        # A summary alone is not summarised again, also where the last turns are too long by themselves.
+        new = old[1:] if old and old[0][0].content.startswith(_HEADING) else old
+        if new and size([run.messages]) > self.tokens:
+            text = yield from self._summarised(run, _joined(old))
+            yield run.event(Summarised, messages=len(_joined(old)), text=text)
+            if run.taint.seen and run.agent.mark:
+                text = marked(text, "the conversation")
             # As an answer of the model it is a turn of its own, and the roles go on alternating.
             said = [Message("assistant", f"{_HEADING}\n{text}"), Message("user", "Go on.")]
             run.messages[run.task_at + 1 :] = [*said, *_joined(parts.turns[-self.keep :])]
@@ -88,13 +94,21 @@ class Summary(Memory):
 
     def _summarised(self, run: Run, old: Sequence[Message]) -> Steps[str]:
         told = _last("\n".join(_line(message) for message in old), self.tokens * 3 // 4)
+        marks = run.taint.seen and run.agent.mark
+        rule = f"{RULE}\n\n" if marks else ""
+        happened = marked(told, "the conversation") if marks else told  # a mark in it may have lost its beginning
         prompt = (
-            f"The task: {run.task}\n\nWhat happened so far:\n{told}\n\n"
+            f"{rule}The task: {run.task}\n\nWhat happened so far:\n{happened}\n\n"
             "Summarise this for whoever goes on with the task: what was done, "
             "what was found (with names and numbers), what is still open. Leave out the rest."
         )
-        answer = yield from run.ask([Message("user", prompt)], purpose="summary")
-        return _last(answer.content.strip() or told, self.tokens // 2)
+        try:
+            text = (yield from run.ask([Message("user", prompt)], purpose="summary")).content.strip()
+        except Ended as end:
+            if end.reason != "model":
+                raise
+            text = ""  # the task may still be done without it
+        return _last(text or told, min(self.tokens // 2, size([old])))
 
 
 _HEADING = "Summary of what happened so far:"
@@ -206,6 +220,11 @@ def size(parts: Sequence[Sequence[Message]]) -> int:
 
 
 def _last(text: str, tokens: int) -> str:
-    """The end of a text, of about that many tokens."""
-    cost = estimate(text)
-    return text if cost <= tokens else text[-max(1, len(text) * tokens // cost) :]
+    """The end of a text, of at most that many tokens (one character at least)."""
+    if weight(text) <= tokens:
+        return text
+    short, long = 1, len(text)  # the longest end that fits: `weight` grows with each character
+    while short < long:
+        middle = (short + long + 1) // 2
+        short, long = (middle, long) if weight(text[-middle:]) <= tokens else (short, middle - 1)
+    return text[-short:]

@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from dougong.agent.events import ApprovalAsked, Place
 from dougong.agent.guards.guard import Finding, Guard, examine
 from dougong.agent.tool import Action, ToolError
-from dougong.chat import ChatModel, Delta, Message, Tool
+from dougong.chat import ChatError, ChatModel, Delta, Message, Tool
 
 if TYPE_CHECKING:
     from dougong.engine import Sampling
@@ -127,7 +128,7 @@ class Live(Outside):
         deltas = lambda: model.stream(  # noqa: E731  (made in the thread that reads it)
             list(question.messages), list(question.tools) or None, question.schema, question.sampling
         )
-        return _pieces(deltas, lambda: question.until - self.now(who, 0))
+        return _telling(_pieces(deltas, lambda: question.until - self.now(who, 0)))
 
     def wait(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
@@ -195,6 +196,23 @@ class Live(Outside):
         return within(max(GRACE, until - self.now("", 0)), work)
 
 
+SILENT = 10_000
+"""pieces in a row that a model may send without a word in them"""
+
+
+def _telling(pieces: Iterator[Delta]) -> Iterator[Delta]:
+    """The pieces that say something. Raises ChatError where a model sends others without end: they cost nothing, and
+    would be kept for as long as there are seconds."""
+    silent = 0
+    with closing(pieces) as heard:  # pyright: ignore[reportArgumentType]
+        for piece in heard:
+            silent = 0 if piece.content or piece.reasoning or piece.call or piece.note else silent + 1
+            if silent > SILENT:
+                raise ChatError(f"the model sent {SILENT:,} pieces without a word", 400)
+            if piece != Delta():
+                yield piece
+
+
 def _said(error: Exception) -> str:
     return "it gave no answer in time" if isinstance(error, TimeUp) else f"{type(error).__name__}: {error}"
 
@@ -256,5 +274,7 @@ def _fill(make: Callable[[], Iterator[Any]], pieces: queue.Queue[tuple[bool, Any
                     iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
                 return
         put((False, None))
+    except (SystemExit, GeneratorExit) as error:  # of a model's or a guard's code: no reason for this program to end
+        put((False, RuntimeError(f"{type(error).__name__}: {error}")))
     except BaseException as error:  # raised again where it is read
         put((False, error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,22 +19,23 @@ from dougong.base import DougongError, record_from
 from dougong.chat import ChatModel, Delta
 
 if TYPE_CHECKING:
-    from dougong.agent.agent import Agent, Policy
+    from dougong.agent.agent import Agent
 
 
 def rebuilt(events: Sequence[Event], who: str | None = None) -> Agent:
     """The agent whose run `who` (without numbers; default: the outermost) is in a trace.
 
-    Raises DougongError where a trace cannot say what the agent was: a policy that is not one of
-    `dougong.agent.patterns`, members of a team.
+    Raises DougongError where a trace cannot say what the agent was: a policy that is none of `dougong.agent.patterns`
+    and `dougong.agent.teams`, a function among its settings.
     """
     starts: dict[str, Started] = {}
     for each in _of_kind(events):
+        starts.setdefault(each.who, each)
         starts.setdefault(_unnumbered(each.who), each)
     start = starts[who] if who is not None else next(iter(starts.values()))
     try:
         return _agent(events, start, starts)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, DougongError):
             raise
         # The setup is what JSON made of it, and a trace may come from anywhere.
@@ -51,7 +54,7 @@ def _agent(events: Sequence[Event], start: Started, starts: dict[str, Started]) 
     return Agent(
         _Silent(),
         tools,
-        policy=_policy(setup),
+        policy=_policy(setup["policy"], setup.get("settings", {}), partial(_members, events, start.who, starts)),
         limits=record_from(Limits, setup.get("limits", {}), "setup.limits"),
         memory=_memory(setup.get("memory", {})),
         guards=[_Named(each["name"], each["places"]) for each in setup.get("guards", ())],
@@ -81,22 +84,47 @@ def _worker(events: Sequence[Event], described: Described, who: str, starts: dic
     return made
 
 
-def _policy(setup: dict[str, Any]) -> Policy:
-    from dougong.agent import patterns
+def _policy(name: Any, settings: dict[str, Any], members: Callable[[list[str]], list[Agent]]) -> Any:
+    """A policy, or the pattern that another one is made of. members: agents by their names."""
+    from dougong.agent import patterns, teams
 
-    name, settings = setup.get("policy"), setup.get("settings", {})
-    if name not in patterns.__all__:
+    known: dict[str, Any] = {each: getattr(patterns, each) for each in patterns.__all__}
+    known |= {each: getattr(teams, each) for each in teams.__all__ if each != "worker"}
+    if name not in known:
         raise DougongError(f"the trace was made by the policy {name!r}, which is not ours; replay it with its agent")
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
-            function = value.get("function")
-            found[key] = getattr(patterns, function) if function in patterns.__all__ else _unasked(str(function))
-        elif value is None:
+        if isinstance(value, dict) and "agents" in value:
+            found[key] = tuple(members(value["agents"]))
+        elif isinstance(value, dict) and "agent" in value:
+            found[key] = None  # below
+        elif isinstance(value, dict) and key == "verify":
+            found[key] = _unasked(str(value.get("function")))
+        elif isinstance(value, dict) and key == "base":
+            found[key] = _policy(value.get("function"), value.get("settings", {}), members)
+        elif value is None or isinstance(value, (dict, list)):
             raise DougongError(f"the trace cannot say what {key} of the policy {name} was; replay it with its agent")
         else:
             found[key] = value
-    return partial(getattr(patterns, name), **found) if found else getattr(patterns, name)
+    # Single ones of the same name are told apart by their order, as their runs are.
+    single = [key for key in inspect.signature(known[name]).parameters if key in found and found[key] is None]
+    found |= dict(zip(single, members([settings[key]["agent"] for key in single]), strict=True))
+    return partial(known[name], **found) if found else known[name]
+
+
+def _members(events: Sequence[Event], who: str, starts: dict[str, Started], names: list[str]) -> list[Agent]:
+    """The members of a team, by the names of their runs: several of one name are numbered. Of one that was never
+    started nothing more is known, or needed."""
+    from dougong.agent.agent import Agent
+
+    seen: Counter[str] = Counter()
+    found: list[Agent] = []
+    for name in names:
+        seen[name] += 1
+        tried = (f"{who}/{name}#{seen[name]}", f"{_unnumbered(who)}/{name}") if seen[name] > 1 else (f"{who}/{name}",)
+        run = next((each for each in tried if each in starts), None)
+        found.append(Agent(_Silent(), name=name) if run is None else rebuilt(events, run))
+    return found
 
 
 def _unasked(name: str) -> Any:

@@ -9,7 +9,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +22,7 @@ Embed = Callable[[list[str]], Any]
 """Texts to vectors, an array of (texts, width)."""
 
 WIDTH = 512
+_BEGINS = b'{"text": "'
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -71,12 +72,28 @@ class Store:
         """Keep texts; one that is there already is not kept twice."""
         with self._lock:
             known = {each.text for each in self._texts}
-            new = [each for each in dict.fromkeys(remembered) if each.text.strip() and each.text not in known]
+            told = [replace(each, text=each.text.encode("utf-8", "replace").decode()) for each in remembered]
+            first = {each.text: each for each in reversed(told) if each.text.strip() and each.text not in known}
+            new = list(reversed(first.values()))
             self._put(new)
             if self._path is not None and new:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8", errors="replace") as stream:
-                    stream.writelines(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in new)
+                with self._path.open("a", encoding="utf-8") as stream:
+                    stream.writelines(map(_line, new))
+
+    def forget(self, *texts: str) -> int:
+        """Remove texts, from the file too; how many were there."""
+        with self._lock:
+            gone = set(texts)
+            kept = [place for place, each in enumerate(self._texts) if each.text not in gone]
+            count = len(self._texts) - len(kept)
+            if count:
+                self._texts = [self._texts[place] for place in kept]
+                self._vectors = [self._vectors[place] for place in kept]
+                if self._path is not None:
+                    with atomic_file(self._path) as stream:
+                        stream.writelines(_line(each) for each in self._texts)
+            return count
 
     def search(self, query: str, k: int, least: float = 0.05) -> list[Remembered]:
         """The k texts whose vectors point most nearly where the query's does, best first; none whose cosine is below
@@ -103,15 +120,32 @@ class Store:
         return vectors / np.where(lengths > 0, lengths, 1.0)
 
     def _load(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        *lines, torn = text.split("\n")
-        read: list[Remembered] = []
-        for number, line in enumerate(lines, start=1):
+        try:
+            *lines, last = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise DougongError(f"the memory {path} cannot be read: {error.strerror}") from None
+        read = [_read(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        if last:
             try:
-                read.append(record_from(Remembered, json.loads(line), f"{path}:{number}"))
-            except ValueError:
-                raise DougongError(f"{path}:{number} is no JSON; remove the line") from None
-        if torn:
+                read.append(_read(last, f"{path}:{len(lines) + 1}"))
+            except DougongError:
+                if not (last.startswith(_BEGINS) or _BEGINS.startswith(last)):
+                    raise  # no line of ours that a crash tore: whatever this file is, it stays as it is
             with atomic_file(path) as stream:
-                stream.writelines(f"{line}\n" for line in lines)
+                stream.writelines(map(_line, read))
         self._put(read)
+
+
+def _read(line: bytes, where: str) -> Remembered:
+    try:
+        return record_from(Remembered, json.loads(line.decode("utf-8")), where)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DougongError):
+            raise
+        raise DougongError(
+            f"{where} is no JSON text, so this is no memory; remove the line, or name another file"
+        ) from None
+
+
+def _line(remembered: Remembered) -> str:
+    return json.dumps(asdict(remembered), ensure_ascii=False) + "\n"

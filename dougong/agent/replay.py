@@ -50,7 +50,8 @@ def replay(trace: str | Path | Sequence[Event], agent: Agent | None = None) -> I
     """The events of a run again, each compared with the one that was recorded.
 
     agent: who ran; left out, it is made from the trace, which is possible where its policy is one of
-    `dougong.agent.patterns`. A trace that breaks off is replayed up to there.
+    `dougong.agent.patterns` or `dougong.agent.teams`, with settings that JSON can say. A trace that breaks off is
+    replayed up to there.
     Raises DougongError at the first event that differs, with its number, its kind and what of it differs.
     """
     recorded = read(trace) if isinstance(trace, (str, Path)) else list(trace)
@@ -136,10 +137,10 @@ class Recorded(Outside):
         return self._tapes[who]
 
     def now(self, who: str, index: int) -> float:
+        # A trace may break off while other runs are at work: the next event of this one is then not there, and what it
+        # does next asks the outside, which tells that the trace is over.
         events = self._tape(who).events
-        if index >= len(events):
-            raise TraceOver
-        return events[index].at
+        return events[min(index, len(events) - 1)].at
 
     def stream(self, who: str, model: ChatModel, question: Question) -> Iterator[Delta]:
         answers = self._tape(who).answers

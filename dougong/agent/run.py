@@ -117,6 +117,7 @@ class Run:
 
     def begin(self, *instructions: str, task: str | None = None) -> None:
         """Begin the conversation anew, with the agent's instructions, these, and the task (or another one)."""
+        self.meter.seen.clear()  # the model does not see what it called before: to call it again is no loop
         outside = any(not action.trusted for action in self.tools.values()) or self.taint.seen
         rule = [RULE] if outside and self.agent.mark else []
         form = [self.form] if task is None else []
@@ -131,6 +132,11 @@ class Run:
         if self.schema is None:
             return ""
         return f"Give the last answer as JSON of this schema, and nothing beside it:\n{json.dumps(self.schema)}"
+
+    def drop_open_calls(self) -> None:
+        """Take back the last answer where its calls have no results: no model goes on from there."""
+        if self.messages and self.messages[-1].tool_calls:
+            self.messages.pop()
 
     def tell(self, text: str) -> None:
         """Say something to the model, as the user."""
@@ -215,7 +221,7 @@ class Run:
                 pieces.append(piece)
                 if shown and (piece.content or piece.reasoning):
                     yield self.event(Said, content=piece.content, reasoning=piece.reasoning)
-                cost += weight(piece.content) + weight(piece.reasoning)
+                cost += _weight(piece)
                 if cost > left:
                     return True
                 if stop:
@@ -250,6 +256,12 @@ class Run:
         self.tick()
         yield self.event(Judged, judge="verifier", fault=fault)
         return fault
+
+
+def _weight(piece: Delta) -> float:
+    """Estimated tokens of a piece."""
+    called = 0 if piece.call is None else _size(Message("assistant", tool_calls=(piece.call,)))
+    return weight(piece.content) + weight(piece.reasoning) + weight(piece.note) + called
 
 
 def _whole(pieces: Sequence[Delta], stop: str) -> Message:

@@ -50,12 +50,12 @@ def react(run: Run, *, task: str | None = None, fresh: bool = True, prompt: str 
         step = read_step(answer.content, run.tools)
         # A line "Action: ..." in an answer is no call, unless it names a tool or is followed by an input.
         if step.action is not None or (step.problem and step.formal):
-            run.messages[-1] = replace(answer, content=answer.content.partition(STOP)[0])  # the rest is made up
             yield from _observe(run, step)
             continue
-        problem = unusable(answer)
+        said = answer.content.strip() if step.problem else step.answer
+        problem = unusable(answer if said else replace(answer, content=""))
         if not problem:
-            return answer.content.strip() if step.problem else step.answer
+            return said
         again = once_more(run, again, problem)
 
 
@@ -77,7 +77,10 @@ def react_text(run: Run, *, task: str | None = None, fresh: bool = True) -> Step
 
 
 def _observe(run: Run, step: Step) -> Steps[None]:
-    """Make the call that a text asks for, and tell its result, or what is wrong with the text."""
+    """Make the call that a text asks for, and tell its result, or what is wrong with the text. What the model wrote
+    after the call, such as results that it made up, leaves the conversation."""
+    said = run.messages[-1]
+    run.messages[-1] = replace(said, content=said.content[: step.length].rstrip())
     if step.action is None:
         run.tell(f"Observation: {step.problem}")
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dougong.agent.delegate import delegate, stopped
 from dougong.agent.limits import Ended
-from dougong.agent.teams.vote import alike
+from dougong.agent.teams.names import alike, names
 
 if TYPE_CHECKING:
     from dougong.agent.agent import Agent
@@ -22,16 +22,19 @@ def debate(run: Run, *, members: Sequence[Agent], rounds: int = 2) -> Steps[str]
     round. Raises Ended where nobody answers.
     """
     said: dict[str, str] = {}
+    called = names(members)
     for _ in range(max(1, rounds)):
-        ended = yield from delegate(run, [(member, _task(run.task, member, said)) for member in members])
+        tasks = [(member, _task(run.task, name, said)) for member, name in zip(members, called, strict=True)]
+        ended = yield from delegate(run, tasks)
         answers = {
-            member.name: each.answer.strip()
-            for member, each in zip(members, ended, strict=True)
+            name: each.answer.strip()
+            for name, each in zip(called, ended, strict=True)
             if each.reason == "answered" and each.answer.strip()
         }
         if not answers and not said:
             raise Ended("error", f"no member gave an answer: {'; '.join(map(stopped, ended))}")
         said = answers or said
+        run.draft = next(iter(said.values()))
         if len(said) == len(members) and len({alike(each) for each in said.values()}) == 1:
             return next(iter(said.values()))
     run.begin(
@@ -42,11 +45,11 @@ def debate(run: Run, *, members: Sequence[Agent], rounds: int = 2) -> Steps[str]
     return (yield from run.think(tools=False, purpose="answer")).content.strip()
 
 
-def _task(task: str, member: Agent, said: dict[str, str]) -> str:
-    others = {name: answer for name, answer in said.items() if name != member.name}
+def _task(task: str, name: str, said: dict[str, str]) -> str:
+    others = {other: answer for other, answer in said.items() if other != name}
     if not others:
         return task
-    own = f"Your own answer was:\n{said[member.name]}\n\n" if member.name in said else ""
+    own = f"Your own answer was:\n{said[name]}\n\n" if name in said else ""
     return (
         f"{task}\n\n{own}Others answered:\n\n{_listed(others)}\n\nLook for mistakes in all of them, your own too, "
         "and answer the task again."

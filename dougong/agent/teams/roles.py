@@ -3,34 +3,39 @@ arXiv:2303.17760)."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from dougong.agent.delegate import delegate, stopped
 from dougong.agent.limits import Ended
+from dougong.agent.teams.names import names
 
 if TYPE_CHECKING:
     from dougong.agent.agent import Agent
     from dougong.agent.run import Run, Steps
 
 DONE = "DONE"
+_DONE = re.compile(rf"^[\W_]*{DONE}\b[\W_]*?(?=[\w\-+(\[{{<\"“‘]|$)", re.MULTILINE)
 
 
 def role_chat(run: Run, *, leader: Agent, doer: Agent, turns: int = 6) -> Steps[str]:
-    """The leader says what comes next, the doer does it, up to `turns` times, until the leader answers with DONE and
-    the result (DONE alone takes the doer's last words for it).
+    """The leader says what comes next, the doer does it, up to `turns` times, until a line of the leader begins with
+    DONE. What follows is the result (DONE alone takes the doer's last words for it).
 
-    Their roles are their agents' own instructions. Without a DONE the doer's last words are the answer.
+    Their roles are their agents' own instructions. Without a DONE the doer's last words are the answer. Raises Ended
+    where one of them gives no answer.
     """
+    leading, doing = names((leader, doer))
     talk: list[str] = []
-    last = ""
     for _ in range(max(1, turns)):
-        order = yield from _speak(run, leader, _leading(run.task, doer.name, talk))
-        if order.strip().startswith(DONE):
-            return order.strip().removeprefix(DONE).strip(" :\n") or last
-        talk.append(f"{leader.name}: {order}")
-        last = yield from _speak(run, doer, _doing(run.task, leader.name, talk))
-        talk.append(f"{doer.name}: {last}")
-    return last
+        order = yield from _speak(run, leader, _leading(run.task, doing, talk))
+        done = _DONE.search(order)
+        if done:
+            return order[done.end() :].strip() or run.draft
+        talk.append(f"{leading}: {order}")
+        run.draft = yield from _speak(run, doer, _doing(run.task, leading, talk))
+        talk.append(f"{doing}: {run.draft}")
+    return run.draft
 
 
 def _speak(run: Run, agent: Agent, task: str) -> Steps[str]:

@@ -4,12 +4,13 @@ arXiv:2203.11171, among agents)."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dougong.agent.delegate import delegate
 from dougong.agent.events import Voted
 from dougong.agent.limits import Ended
+from dougong.agent.teams.names import alike
 
 if TYPE_CHECKING:
     from dougong.agent.agent import Agent
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from dougong.agent.run import Run, Steps
 
 
-def vote(run: Run, *, members: Sequence[Agent]) -> Steps[str]:
-    """Ask every member; the answer that most give wins. Where several have the most, the model chooses among them.
+def vote(run: Run, *, members: Sequence[Agent], key: Callable[[str], str] = alike) -> Steps[str]:
+    """Ask every member; the answer that most give wins, as the first of them wrote it. Where several have the most, the
+    model chooses among them.
 
-    Answers are alike when they differ in case, white space and marks at their end alone. Members without an answer do
-    not vote. Raises Ended where nobody answered.
+    key: what of an answer is counted; two answers with the same are one. Members without an answer do not vote. Raises
+    Ended where nobody answered.
     """
     ended = yield from delegate(run, [(member, run.task) for member in members])
     given = [each for each in ended if each.reason == "answered" and each.answer.strip()]
@@ -29,19 +31,15 @@ def vote(run: Run, *, members: Sequence[Agent]) -> Steps[str]:
         raise Ended("error", f"none of the {len(ended)} members gave an answer: {_reasons(ended)}")
     first: dict[str, str] = {}
     for each in given:
-        first.setdefault(alike(each.answer), each.answer.strip())
-    counts = Counter(alike(each.answer) for each in given)
+        first.setdefault(key(each.answer), each.answer.strip())
+    counts = Counter(key(each.answer) for each in given)
     most = max(counts.values())
-    best = [first[key] for key, count in counts.items() if count == most]
+    best = [first[each] for each, count in counts.items() if count == most]
+    run.draft = best[0]
     winner = best[0] if len(best) == 1 else (yield from _chosen(run, best))
     run.tick()
     yield run.event(Voted, ballots={each.who: each.answer for each in given}, winner=winner)
     return winner
-
-
-def alike(answer: str) -> str:
-    """An answer without what does not matter when answers are counted."""
-    return " ".join(answer.casefold().split()).rstrip(".!。！ ")
 
 
 def _chosen(run: Run, best: list[str]) -> Steps[str]:

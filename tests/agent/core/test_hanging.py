@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,8 +14,8 @@ from dougong.agent import Agent, Limits, Recall, Store, reflexion, replay
 from dougong.agent import outside as module
 from dougong.agent.events import AnswerRejected, Event, Guarded, Judged, Recalled
 from dougong.agent.guards.guard import Finding, Guard, places
-from dougong.chat import ScriptedChat
-from tests.agent.core.doing import Endless, Post, call, calls, last, run
+from dougong.chat import ChatModel, Delta, ScriptedChat
+from tests.agent.core.doing import Endless, Post, add, call, calls, last, run
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +105,40 @@ def test_an_answer_that_never_obeys_its_schema_ends_the_run_with_that_reason() -
         assert of(events, AnswerRejected) and list(replay(events)) == events
     events = run(Endless([*broken[:3], '{"n": 3}']), schema={"type": "object", "required": ["n"]})
     assert last(events).reason == "answered" and last(events).value is not None
+
+
+class Streams(ChatModel):
+    """A model whose stream is a function's."""
+
+    def __init__(self, pieces: Any) -> None:
+        self.pieces = pieces
+
+    def stream(self, messages: Any, tools: Any = None, schema: Any = None, sampling: Any = None) -> Iterator[Delta]:
+        return self.pieces()
+
+
+def always(piece: Delta) -> Any:
+    return lambda: itertools.repeat(piece)
+
+
+def leaving() -> Iterator[Delta]:
+    yield Delta(content="I am off")
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason", "said"),
+    [
+        (always(Delta()), "model", "without a word"),
+        (always(Delta(finish_reason="stop")), "model", "without a word"),
+        (always(Delta(content="x ")), "tokens", "went on and on"),
+        (always(Delta(reasoning="hm ")), "tokens", "went on and on"),
+        (always(Delta(note="odd")), "tokens", "went on and on"),
+        (always(Delta(call=call("add", a=1, b=1))), "tokens", "went on and on"),
+        (leaving, "model", "SystemExit: 3"),
+    ],
+)
+def test_a_stream_without_end_ends(pieces, reason: str, said: str) -> None:
+    events = run(Streams(pieces), tools=[add], limits=Limits(tokens=3000, retries=0))
+    assert last(events).reason == reason and said in last(events).detail
+    assert list(replay(events)) == events

@@ -292,6 +292,11 @@ def test_answers_obey_the_schema() -> None:
     for said in ('{"n": 3}', fenced, 'The answer is {"n": 3}, I think.'):
         end = last(run(ScriptedChat([said]), schema=NUMBER))
         assert (end.reason, end.value, json.loads(end.answer)) == ("answered", {"n": 3}, {"n": 3})
+    for said in ('As [1] has it: {"n": 3}', '{"m": 2}, or rather {"n": 3}'):
+        assert last(run(ScriptedChat([said]), schema=NUMBER)).value == {"n": 3}
+    code = {"type": "string", "pattern": "^[A-Z]{2}$"}
+    with ScriptedChat(['"ab"', Step('"AB"', expects="expected a text with the pattern")]) as model:
+        assert last(run(model, schema=code)).value == "AB"
     first = Step("three", expects=lambda asked: '"required": ["n"]' in asked.messages[0].content)
     with ScriptedChat([first, Step('{"n": "3"}', expects="no JSON"), Step('{"n": 3}', expects="n is '3'")]) as model:
         events = run(model, schema=NUMBER)

@@ -44,7 +44,7 @@ def test_react_in_text_for_models_without_tools() -> None:
 def test_react_takes_native_and_written_calls() -> None:
     steps = [
         Step(calls(call("add", a=1, b=1)), expects=lambda asked: [tool.name for tool in asked.tools] == ["add"]),
-        Step("Thought: once more\nAction: add\nAction Input: {'a': 2}", expects="2"),
+        Step("Thought: once more\nAction: add\nAction Input: {a: 2}", expects="2"),
         Step('Action: add({"a": 2, "b": 2})', expects="Observation: the input of add is no JSON object"),
         Step("Final Answer: 4", expects="Observation: 4"),
     ]
@@ -71,6 +71,21 @@ def test_react_takes_native_and_written_calls() -> None:
         ("Action: boom", "boom", {}),
         ("Action：fetch\nAction Input：主页", "fetch", {"page": "主页"}),
         ('Action: add\nAction Input: {"a": 1, "b": 2}\nFinal Answer: 3', "add", {"a": 1, "b": 2}),
+        ('Action: add\nAction Input: {"a": 1, "b": 2,}', "add", {"a": 1, "b": 2}),
+        ("Action: add\nAction Input: {'a': 1, \"b\": 2}", "add", {"a": 1, "b": 2}),
+        ('Action:\n```json\n{"action": "add", "action_input": {"a": 1, "b": 2},}\n```', "add", {"a": 1, "b": 2}),
+        ("Action: add(a=1, b=2)", "add", {"a": 1, "b": 2}),
+        ("Action: Add(1, b=2)", "add", {"a": 1, "b": 2}),
+        ('Action: fetch(page="home")', "fetch", {"page": "home"}),
+        ("Action: fetch(home)", "fetch", {"page": "home"}),
+        ('Action: boom\nObservation: x\nAction: add\nAction Input: {"a": 1, "b": 2}', "boom", {}),
+        ('Action: add\nAction Input: {"a": 1, "b": 2}\nAction: boom\nAction Input: {}', "add", {"a": 1, "b": 2}),
+        (
+            'Action: fetch\nAction Input: {"page": "a\nThought: b\nAction: c"}',
+            "fetch",
+            {"page": "a\nThought: b\nAction: c"},
+        ),
+        ("Action: fetch\nAction Input: {x for x in y}", "fetch", {"page": "{x for x in y}"}),
     ],
 )
 def test_calls_as_models_write_them(text: str, name: str, arguments: dict) -> None:
@@ -85,6 +100,9 @@ def test_calls_as_models_write_them(text: str, name: str, arguments: dict) -> No
         ("Action: add\nAction Input: one and two", "its arguments are: a, b"),
         ("Action: \nAction Input: {}", "names no tool"),
         ('Action: {"action": "add", ', "no JSON"),
+        ('Action: fetch\nAction Input: {"page": "x",,}', "its arguments are: page"),
+        ("Action: add(1, 2, 3)", "its arguments are: a, b"),
+        ("Action: add\nAction Input: " + '{"a":' * 100_000, "no JSON object"),
     ],
 )
 def test_calls_that_cannot_be_read_are_told(text: str, words: str) -> None:
@@ -99,6 +117,10 @@ def test_calls_that_cannot_be_read_are_told(text: str, words: str) -> None:
         ("The answer is 5.", "The answer is 5."),
         ("Thought: it is 5", "it is 5"),
         ("Every action: counts", "Every action: counts"),
+        ("Thought: done\nAction: Finish[the mill (1703)]", "the mill (1703)"),
+        ("Action: Final Answer\nAction Input: 5", "5"),
+        ('Action:\n```\n{"action": "Final Answer", "action_input": {"n": 5}}\n```', '{"n": 5}'),
+        ("Thought: x\nAction: None\nFinal Answer: 5", "5"),
         ("", ""),
     ],
 )
@@ -131,6 +153,21 @@ def test_any_text_is_a_call_a_problem_or_an_answer(text: str) -> None:
     step = read_step(text, TOOLS)
     assert step.action in (None, *TOOLS) and isinstance(step.arguments, dict)
     assert (step.action is not None) + bool(step.problem) + bool(step.answer) <= 1
+
+
+@pytest.mark.parametrize("policy", [react, react_text])
+def test_what_a_model_makes_up_after_its_call_is_forgotten(policy) -> None:
+    call = 'Action: add\nAction Input: {"a": 1, "b": 2}'
+    made_up = "**Observation 1:** 99\nThought: so 99\nAction: add\nAction Input: {}"
+    with ScriptedChat([f"{call}\n{made_up}", Step("Final Answer: 3", expects="Observation: 3")]) as model:
+        assert last(run(model, tools=[add], policy=policy)).answer == "3"
+        assert model.asked[1].messages[-2].content == call
+
+
+@pytest.mark.parametrize("policy", [react, react_text])
+def test_a_label_without_an_answer_is_no_answer(policy) -> None:
+    with ScriptedChat(["Final Answer:", "Action: Finish", Step("Final Answer: 5", expects="was empty")]) as model:
+        assert last(run(model, tools=[add], policy=policy)).answer == "5"
 
 
 def test_answers_that_look_like_calls_are_answers() -> None:
@@ -193,6 +230,25 @@ def test_reflexion_keeps_its_lessons_across_trials() -> None:
         (2, "Not b either."),
     ]
     assert [event.fault for event in events if event.kind == "Judged"] == ["a is not c", "b is not c", ""]
+
+
+def test_a_trial_that_goes_round_in_circles_teaches_too() -> None:
+    again = calls(call("add", a=1, b=1))
+    said = lambda asked: all(not each.tool_calls for each in asked.messages[-2:])  # noqa: E731  (no call without result)
+    steps = [
+        *[again] * 4,
+        Step("Do not add so often.", expects=lambda asked: said(asked) and "came to no answer: add was" in asked.last),
+        # The count of calls begins anew with the conversation.
+        *[again] * 3,
+        "2",
+    ]
+    with ScriptedChat(steps) as model:
+        events = run(model, tools=[add], policy=partial(reflexion, verify=lambda answer: None, trials=2))
+        assert "- Do not add so often." in model.asked[5].messages[0].content
+    assert last(events).answer == "2" and list(replay(events)) == events
+    with ScriptedChat([*[again] * 4, "lesson", *[again] * 4]) as model:
+        end = last(run(model, tools=[add], policy=partial(reflexion, verify=lambda answer: None, trials=2)))
+    assert end.reason == "repeats"
 
 
 def test_reflexion_ends_after_its_trials_and_with_a_verifier_that_fails() -> None:

@@ -19,7 +19,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dougong.agent import Agent, Limits, Recall, Summary, read, record, reflexion, replay, vote, worker
+from dougong.agent import (
+    Agent,
+    Limits,
+    Recall,
+    Summary,
+    debate,
+    react,
+    read,
+    record,
+    reflect,
+    reflexion,
+    replay,
+    role_chat,
+    vote,
+    worker,
+)
 from dougong.agent.events import Finished, ModelAnswered, ToolReturned, to_line
 from dougong.agent.recall import Store
 from dougong.base import DougongError
@@ -151,12 +166,38 @@ def test_workers_memory_lessons_and_summaries_are_replayed(tmp_path: Path) -> No
     assert {"Recalled", "Summarised", "Judged", "Lesson"} <= set(kinds(events))
 
 
-def test_teams_are_replayed_with_their_agents() -> None:
-    members = tuple(Agent(ScriptedChat([said]), name=name) for name, said in (("a", "4"), ("b", "4."), ("c", "5")))
-    agent = Agent(ScriptedChat([]), policy=partial(vote, members=members))
+def test_teams_are_replayed_with_and_without_their_agents() -> None:
+    def member(name: str, *said: str | Failure | Message, **settings: Any) -> Agent:
+        return Agent(Endless(said), name=name, **settings)
+
+    looks = member("b", calls(call("fetch", page="x")), "5", tools=[fetch], limits=Limits(steps=9))
+    several = (member("a", "4"), member("a", "4.", instructions="Count."), looks, member("a", Failure(status=400)))
+    pair = {"leader": member("a", "Go.", "DONE"), "doer": member("a", calls(call("add", a=1, b=1)), "2", tools=[add])}
+    inner = member("team", policy=partial(vote, members=several))
+    manager = [worker(inner, "votes")]
+    for policy, tools, answer in (
+        (partial(vote, members=several), [], "4"),
+        (partial(vote, members=(several[0],) * 3), [], "4"),
+        (partial(debate, members=several[1:3], rounds=2), [], "judged"),
+        (partial(role_chat, doer=pair["doer"], leader=pair["leader"]), [], "2"),
+        (partial(reflect, base=partial(react, prompt="Think."), rounds=1), [add], "judged"),
+        (react, manager, "judged"),
+    ):
+        said = [calls(call("team", task="2 + 2?")), "judged"] if tools is manager else ["judged"]
+        agent = Agent(Endless(said), tools, policy=policy)
+        events = list(agent.run("2 + 2?"))
+        assert last(events).answer == answer and list(replay(events, agent)) == events
+        assert list(replay(events)) == events
+        for count in range(1, len(events), 3):
+            assert list(replay(events[:count])) == events[:count]
+
+
+def test_a_policy_that_a_trace_cannot_say_is_told() -> None:
+    members = (Agent(Endless(["4"]), name="a"), Agent(Endless(["5"]), name="b"))
+    agent = Agent(Endless(["4"]), policy=partial(vote, members=members, key=lambda answer: answer[:1]))
     events = list(agent.run("2 + 2?"))
-    assert last(events).answer == "4" and list(replay(events, agent)) == events
-    with pytest.raises(DougongError, match="replay it with its agent"):
+    assert list(replay(events, agent)) == events
+    with pytest.raises(DougongError, match=r"cannot say what key of the policy vote was; replay it with its agent"):
         list(replay(events))
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dougong.agent import Agent, Limits, ToolError, debate, replay, role_chat, vote, worker
 from dougong.agent.events import REASONS
+from dougong.agent.teams.names import alike
 from dougong.chat import ChatModel, Delta, Failure, ScriptedChat, Step, Usage
 from dougong.chat.message import Message
 from tests.agent.core.doing import Endless, add, call, calls, fetch, hang, kinds, last, run
@@ -124,6 +125,71 @@ def test_the_most_votes_win() -> None:
     assert last(events).answer == "42." and list(voted.ballots) == ["agent/a", "agent/b", "agent/c"]
 
 
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["42", "42.", " **42** ", "42.0", "４２", "The answer is 42.", "Final answer: 42", "答案是 42。", "$42$"],
+        ["1,000", "1000", "1000.00"],
+        ["-5", "\u22125.", "`-5`"],
+        ["Paris", "paris!", '"Paris."', "“Paris”", "The answer is: *Paris*"],
+        ['{"a": 1, "b": [2]}', '{"b":[2],\n "a":1}'],
+    ],
+)
+def test_answers_that_differ_in_their_form_are_alike(same: list[str]) -> None:
+    assert len({alike(each) for each in same}) == 1
+
+
+def test_answers_that_differ_are_not_alike() -> None:
+    each = [
+        "5",
+        "-5",
+        ".5",
+        "0.5",
+        "5%",
+        "$5",
+        "1,5",
+        "007",
+        "7",
+        "C",
+        "C++",
+        "x_",
+        "x",
+        "yes",
+        "yes?",
+        "1" * 40,
+        "1" * 39 + "2",
+    ]
+    assert len({alike(one) for one in [*each, "", "...", "'a' or 'b'", "a' or 'b"]}) == len(each) + 4
+
+
+@given(st.text(alphabet="a1 .!*_`\"'“”,-{}[]是", max_size=12))
+def test_alike_is_a_projection(text: str) -> None:
+    assert alike(alike(text)) == alike(text) == alike(f" {text}\n")
+
+
+def test_votes_are_counted_by_a_key_of_ones_own() -> None:
+    members = (member("a", "I say it is Rome"), member("b", "Paris, surely"), member("c", "It must be Paris"))
+    policy = partial(vote, members=members, key=lambda answer: str("Paris" in answer))
+    assert last(run(ScriptedChat([]), policy=policy)).answer == "Paris, surely"
+
+
+def test_a_tie_that_nobody_breaks_shows_what_was_said() -> None:
+    members = (member("a", "x"), member("b", "y"))
+    end = last(run(ScriptedChat([Failure(status=400)]), policy=partial(vote, members=members)))
+    assert end.reason == "model" and end.answer == "x"
+
+
+def test_members_of_one_name_are_told_apart() -> None:
+    one = member(
+        "agent", "5", Step("5, as I said", expects="Your own answer was:\n5\n\nOthers answered:\n\nagent#2: 6")
+    )
+    two = member("agent", "6", Step("6 again", expects="agent: 5"))
+    with ScriptedChat([Step("5", expects="agent: 5, as I said\n\nagent#2: 6 again")]) as model:
+        assert last(run(model, "2 + 3?", policy=partial(debate, members=(one, two), rounds=2))).answer == "5"
+    pair = (member("agent", "Go.", Step("DONE", expects="agent: Go.\n\nagent#2: gone")), member("agent", "gone"))
+    assert last(run(ScriptedChat([]), policy=partial(role_chat, leader=pair[0], doer=pair[1]))).answer == "gone"
+
+
 def test_a_tie_is_broken_by_the_model_and_nobody_is_an_error() -> None:
     for said, answer in ((json.dumps({"number": 2}), "y"), ("dunno", "x"), (json.dumps({"number": 7}), "x")):
         members = (member("a", "x"), member("b", "y"))
@@ -164,5 +230,15 @@ def test_two_roles_talk_until_it_is_done() -> None:
     assert last(run(ScriptedChat([]), policy=partial(role_chat, leader=again, doer=tireless, turns=2))).answer == "two"
     short = (member("boss", "Go.", "DONE"), member("worker", "gone"))
     assert last(run(ScriptedChat([]), policy=partial(role_chat, leader=short[0], doer=short[1]))).answer == "gone"
+    for said, answer in (
+        ("**DONE** -5", "-5"),
+        ("Well done.\nDONE: six", "six"),
+        ("DONE\n\n- a\n- b", "- a\n- b"),
+        ("All is well.\nDONE.", "gone"),
+    ):
+        talks = partial(role_chat, leader=member("boss", "DONELY", said), doer=member("worker", "gone"))
+        assert last(run(ScriptedChat([]), policy=talks)).answer == answer
+    cut = partial(role_chat, leader=member("boss", "Go.", Failure(status=400)), doer=member("worker", "half"))
+    assert last(run(ScriptedChat([]), policy=cut)).answer == "half"
     lost = partial(role_chat, leader=member("boss", Failure(status=400)), doer=doer)
     assert last(run(ScriptedChat([]), policy=lost)).reason == "error"

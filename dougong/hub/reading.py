@@ -26,6 +26,7 @@ from dougong.hub.gguf import read_config
 from dougong.hub.gguf_tokenizer import read_ids, read_tokenizer
 from dougong.hub.keymap import KeyMap, Row, Shape, as_held, read, rows
 from dougong.hub.language_model import LanguageModel
+from dougong.hub.one_type import unify
 from dougong.hub.predicting import with_found
 from dougong.hub.wrapped import TextWeights, text_config
 from dougong.model import LayerSpec, Model, ModelSpec
@@ -68,8 +69,9 @@ def load(
 
     path      a folder in Hugging Face layout; a run folder (its `model/` is opened); a GGUF file; a llama2.c or
               rwkv.cpp checkpoint (.bin); or an id on the Hugging Face hub, such as "Qwen/Qwen3-0.6B"
-    dtype     of the weights; None keeps what the file has (float32 for llama2.c). Quantised ones are multiplied out:
-              None makes 8-bit floats what config.json says or bfloat16, and GGUF's block types float32
+    dtype     of the weights; None keeps what the file has (float32 for llama2.c), but makes matrices of several types
+              one (`unify`). Quantised ones are multiplied out: None makes 8-bit floats what config.json says or
+              bfloat16, and GGUF's block types float32
     device    where they go; None is the CPU
     settle    called with the model and the path of each module that has got its last weight: it may put the weight in
               another form before the next one is read
@@ -155,11 +157,12 @@ def _load_folder(folder: Path, into: _Into) -> LanguageModel:
         lm = LanguageModel(_empty(spec), tokenizer, str(name), config, defaults)
         lm.check_tokenizer()
         weights = stored if layout is None else Float8Weights(stored, layout)
+        said = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."))
         if stored.float8:
-            said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-            into = replace(into, dtype=into.dtype or DTYPES.get(said, torch.bfloat16))
+            into = replace(into, dtype=into.dtype or said or torch.bfloat16)
         keys = as_held(family.keys(spec), stored.shapes)
         _fill(lm.model, keys, rows(keys, _shapes(lm.model), spec.depth, str(name)), weights, str(name), into, lm.unread)
+    unify(lm.model, said)
     return lm
 
 
@@ -219,6 +222,8 @@ def _fill(
                 empty = torch.empty(stack.shape, dtype=kind, device=device)
                 stack = nn.Parameter(empty, requires_grad=stack.requires_grad)
                 setattr(module, leaf, stack)
+            elif dtype is None and (wide := torch.promote_types(stack.dtype, tensor.dtype)) != stack.dtype:
+                stack.data = stack.data.to(wide)
             stack.data[expert].copy_(tensor)
             missing[name] = missing.get(name, len(stack)) - 1
             if not missing[name]:

@@ -18,10 +18,14 @@ from torch import Tensor
 
 import dougong
 from dougong.hub import LanguageModel
+from dougong.hub.families import FAMILIES
+from tests.hub.conftest import filled
 from tests.hub.test_files import assert_same, edit
 from tests.hub.test_float8 import FP8, quantise
 from tests.hub.test_load_errors import refused
 
+SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL |= {"num_key_value_heads": 2, "num_local_experts": 4}
 WEIGHTS, BIN, INDEX = "model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -39,23 +43,26 @@ class Runs:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("function", [os.system, eval, getattr])
-def test_a_pickle_runs_nothing(function: Any, zipped: bool, saved: Path, tmp_path: Path) -> None:
+def test_a_pickle_runs_nothing(function: Any, zipped: bool, protocol: int, saved: Path, tmp_path: Path) -> None:
     witness = tmp_path / "ran"
     words = {os.system: f"touch {witness}", eval: f"open({str(witness)!r}, 'w')"}.get(function)
     evil = Runs(function, words) if words else Runs(getattr, torch.Tensor, "sum")
     tensors = load_file(saved / WEIGHTS)
     (saved / WEIGHTS).unlink()
-    torch.save({**tensors, "x": evil}, saved / BIN, _use_new_zipfile_serialization=zipped)
-    refused(saved, BIN, "is refused", f"{'posix.system' if function is os.system else function.__name__}")
+    torch.save({**tensors, "x": evil}, saved / BIN, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    name = "posix.system" if function is os.system else f"{function.__name__}, which no weights need"
+    refused(saved, BIN, "is refused", name)
     assert not witness.exists()
-    with (saved / BIN).open("wb") as stream:  # a bare pickle, in a protocol that torch does not write
-        pickle.dump({"x": evil}, stream)
-    refused(saved, BIN)
+    with (saved / BIN).open("wb") as stream:
+        pickle.dump({"x": evil}, stream, protocol)
+    refused(saved, BIN, "is refused", name)
     assert not witness.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickles_of_other_things(saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS)
     (saved / WEIGHTS).unlink()
@@ -63,6 +70,20 @@ def test_pickles_of_other_things(saved: Path) -> None:
     refused(saved, BIN, "is refused", "Linear")
     torch.save({**tensors, 3: torch.zeros(2)}, saved / BIN)
     refused(saved, BIN, "names a tensor 3")
+    torch.save(tensors, saved / BIN, pickle_protocol=4)
+    refused(saved, BIN, "protocol 4 or later", "convert it to safetensors")
+    first = next(iter(tensors))
+    for odd, told in (
+        (tensors[first].to_sparse(), "is torch.sparse_coo"),
+        (tensors[first].to("meta"), "has no values"),
+    ):
+        torch.save({**tensors, first: odd}, saved / BIN)
+        refused(saved, BIN, first, told)
+    torch.save(tensors, saved / BIN)
+    whole = (saved / BIN).read_bytes()
+    for share in (2, 3, 20):
+        (saved / BIN).write_bytes(whole[: len(whole) // share])
+        refused(saved, BIN, "damaged or cut short")
     with tarfile.open(saved / BIN, "w") as tar:  # the format before torch 0.4
         for name in ("sys_info", "pickle", "storages", "tensors"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
@@ -80,6 +101,46 @@ def test_parameters_and_shared_memory(saved: Path, llama: LanguageModel) -> None
     lm = dougong.load(saved)
     assert_same(lm, llama)
     assert all(weight.is_leaf and weight.requires_grad for weight in lm.model.parameters())
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["bfloat16", None])
+@pytest.mark.parametrize("wide", ["lm_head", "self_attn.q_proj", "embed_tokens", "down_proj"])
+def test_matrices_of_several_types_become_one(wide: str, said: str | None, saved: Path) -> None:
+    """The type that the config says, as in transformers; else the widest. Norms stay what they are."""
+    tensors = load_file(saved / WEIGHTS)
+    held = {name: each if wide in name or "norm" in name else each.bfloat16() for name, each in tensors.items()}
+    save_file(held, saved / WEIGHTS)
+    edit(saved, dtype=said, torch_dtype=None)
+    with pytest.warns(UserWarning, match="several types"):
+        lm = dougong.load(saved)
+    kinds = {name: weight.dtype for name, weight in lm.model.weights().items()}
+    matrices = {kind for name, kind in kinds.items() if "norm" not in name}
+    assert matrices == {torch.bfloat16 if said else torch.float32}
+    assert {kind for name, kind in kinds.items() if "norm" in name} == {torch.float32}
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        exact = dougong.load(saved, dtype="float32").model(tokens).logits
+        assert (lm.model(tokens).logits.float() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_experts_of_several_types_lose_nothing(tmp_path: Path) -> None:
+    """Of a stack whose first entry is the narrowest."""
+    spec = FAMILIES["mixtral"].from_config({"model_type": "mixtral", **SMALL})
+    dougong.save(LanguageModel(filled(spec), family="mixtral"), tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / WEIGHTS)
+    held = {name: each if ".experts.2." in name else each.half() for name, each in tensors.items()}
+    assert held.keys() == tensors.keys()
+    assert len({each.dtype for each in held.values()}) == 2
+    save_file(held, tmp_path / "m" / WEIGHTS)
+    edit(tmp_path / "m", dtype=None, torch_dtype=None)
+    with pytest.warns(UserWarning, match="several types"):
+        lm = dougong.load(tmp_path / "m")
+    up = lm.model.weights()["layers.0.ffn.experts.up.weight"]
+    name = next(name for name in tensors if ".experts.2." in name and name.endswith("w3.weight"))
+    assert torch.equal(up[2], tensors[name])
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------

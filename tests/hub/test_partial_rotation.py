@@ -13,7 +13,7 @@ from dougong.base import DougongError
 from dougong.hub.families import FAMILIES
 from dougong.parts.attention import Attention
 from dougong.parts.rope import Rope
-from tests.hub import foreign, test_parity
+from tests.hub import foreign, test_parity, walk
 
 pytest.importorskip("transformers", reason="transformers is the reference that is compared with")
 
@@ -36,6 +36,14 @@ def drawn(family: str, share: float, scaling: dict[str, Any]) -> dict[str, Any]:
     for name in ("partial_rotary_factor", "rope_scaling", "rope_theta"):  # some draws have the old spelling
         config.pop(name, None)
     return config | ({"rotary_dim": int(12 * share)} if family == "minimax_m2" else {})
+
+
+@pytest.mark.parametrize("scaling", KINDS[:4], ids=lambda scaling: scaling["rope_type"])
+@pytest.mark.parametrize("family", SHARES)
+def test_a_share_of_one_coordinate_turns_two(family: str, scaling: dict[str, Any]) -> None:
+    config = drawn(family, 0.25, scaling) | {"head_dim": 4}
+    config |= {"rotary_dim": 1} if family == "minimax_m2" else {}
+    assert walk.outcome(family, config)[0] == "same"
 
 
 @pytest.mark.parametrize("scaling", KINDS, ids=lambda scaling: scaling["rope_type"])
@@ -62,8 +70,14 @@ def test_an_odd_share_turns_what_transformers_turns(family: str, scaling: dict[s
 def test_what_cannot_turn_is_refused() -> None:
     config = drawn("glm", 0.75, KINDS[0])
     whole = config | {"head_dim": 9, "rope_parameters": {**config["rope_parameters"], "partial_rotary_factor": 1.0}}
-    with pytest.raises(DougongError, match="head_dim is 9; expected an even number of turning coordinates"):
+    with pytest.raises(DougongError, match="head_dim is 9; expected an even number"):
         FAMILIES["glm"].from_config(whole)  # a head has no tenth coordinate
+    none = config | {"rope_parameters": {**config["rope_parameters"], "partial_rotary_factor": 0.05}}
+    with pytest.raises(DougongError, match=r"partial_rotary_factor is 0\.05; expected .* head's 12"):
+        FAMILIES["glm"].from_config(none)
+    neox = foreign.draw_config("gpt_neox", 3) | {"rotary_pct": 0.01}
+    with pytest.raises(DougongError, match=r"rotary_pct is 0\.01; expected a share"):  # by the family's name
+        FAMILIES["gpt_neox"].from_config(neox)
     yarn = {**config["rope_parameters"], "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}
     with pytest.raises(DougongError, match="rope_type is 'yarn'; expected another kind"):
         FAMILIES["glm"].from_config(config | {"rope_parameters": yarn})

@@ -164,7 +164,10 @@ class Reader:
         if old != new:
             config = dict(self._config)
             value = config.pop(old, None)
-            self._config = config if value is None or new in self else {**config, new: value}
+            if value is None or new in self:
+                self._config = config
+            else:
+                self._config, self._told[new] = {**config, new: value}, old
 
     def fill(self, key: str, value: Any) -> None:
         """What it means that the key is not there, or null."""

@@ -110,11 +110,14 @@ def read_rope(
         share = reader.positive("partial_rotary_factor", partial or 1.0)
         if partial is None and share != 1:
             raise reader.wrong("partial_rotary_factor", share, "1.0")
-    whole = partial or 1.0
-    spread = int(size * inner.positive("partial_rotary_factor", config.positive("partial_rotary_factor", whole)))
+    share = inner.positive("partial_rotary_factor", config.positive("partial_rotary_factor", partial or 1.0))
+    spread = int(size * share)
+    if not spread:
+        reader = inner if "partial_rotary_factor" in inner else config
+        raise reader.wrong("partial_rotary_factor", share, f"a share by which some of a head's {size} coordinates turn")
     turning = spread + spread % 2  # transformers turns one more than an odd number of coordinates
-    if turning > size or spread < 2:
-        raise config.wrong("head_dim", spread, "an even number of turning coordinates, for they turn in pairs")
+    if turning > size:
+        raise config.wrong("head_dim", size, f"an even number, or a share of it that turns, not {spread}")
     size = turning
     kind = inner.raw("rope_type", inner.raw("type", "default"))
     inner.raw("type")
@@ -126,7 +129,7 @@ def read_rope(
     # Phi-3's place for the original length wins in transformers; without any, the longest text is the original one.
     own = inner.integer("original_max_position_embeddings", context)
     original = config.integer("original_max_position_embeddings", 0) or own
-    scaling = _scaling(inner, kind, size, context, original)
+    scaling = _scaling(inner, kind, spread, context, original)
     axes = None if axes is None else _read_axes(inner, axes)
     inner.refuse_rest()
     return Rope(size, theta, interleaved, scaling, axes, spread=None if spread == size else spread)
@@ -142,12 +145,12 @@ def _read_axes(inner: Reader, usual: Axes) -> Axes:
     return Axes(tuple(sections), usual.interleaved)
 
 
-def _scaling(inner: Reader, kind: str, size: int, context: int, original: int) -> Scaling | None:
+def _scaling(inner: Reader, kind: str, spread: int, context: int, original: int) -> Scaling | None:
     if kind == "linear":
         return LinearScaling(inner.positive("factor"))
     if kind == "dynamic":
-        if size < 4:  # theta grows by a power of size / (size - 2)
-            raise inner.wrong("rope_type", kind, f"another kind, for a head turns {size} coordinates and needs 4")
+        if spread == 2:  # theta grows by a power of spread / (spread - 2)
+            raise inner.wrong("rope_type", kind, "another kind, for it has no frequencies of 2 turning coordinates")
         if original != context:  # transformers 4 and 5 disagree on which of the two counts
             raise inner.wrong("original_max_position_embeddings", original, f"max_position_embeddings, {context}")
         return DynamicNTK(inner.positive("factor"), context)
@@ -168,7 +171,8 @@ def _scaling(inner: Reader, kind: str, size: int, context: int, original: int) -
     if kind == "longrope":
         factor = inner.positive("factor", context / original)
         usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-        short, long = inner.numbers("short_factor", size // 2), inner.numbers("long_factor", size // 2)
+        pairs = (spread + 1) // 2
+        short, long = inner.numbers("short_factor", pairs), inner.numbers("long_factor", pairs)
         return LongRope(short, long, original, inner.number("attention_factor", usual))
     return None
 

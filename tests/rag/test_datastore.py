@@ -112,7 +112,7 @@ def test_what_cannot_be_is_named() -> None:
     with pytest.raises(DougongError, match=r"keys are \(2, 3\).*expected \(places, 4\)"):
         datastore.add(good[:, :3], np.array([1, 2]))
     with pytest.raises(DougongError, match="not finite"):
-        datastore.add(good * np.inf, np.array([1, 2]))
+        datastore.add(good + np.inf, np.array([1, 2]))
     with pytest.raises(DougongError, match="from 1 to 10; the vocabulary has 10"):
         datastore.add(good, np.array([1, 10]))
     assert len(datastore) == 0

@@ -107,7 +107,10 @@ class Datastore:
     ) -> tuple[Float[np.ndarray, "N k"], Int[np.ndarray, "N k"]]:
         """Of each query the squared distances of the nearest `k` keys (all, if there are fewer), the nearest first, and
         their values. Distances do not depend on which queries share the call; which of equally near ones come is not
-        said. Of "ivf", cells that hold fewer than k leave distances of infinity, with the value 0."""
+        said. Of "ivf", cells that hold fewer than k leave distances of infinity, with the value 0. Raises DougongError
+        for queries of another width."""
+        if queries.ndim != 2 or queries.shape[1] != self.width:
+            raise DougongError(f"queries are {queries.shape}; expected (places, {self.width}), as wide as the keys")
         k = min(k, len(self))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if k < 1 or not len(queries):
@@ -167,6 +170,15 @@ class Datastore:
         with atomic_file(path, "wb") as stream:
             stream.write(safetensors.numpy.save(tensors, about))
 
+    def _take(self, cells: np.ndarray) -> None:
+        """FAISS's index as it was saved, in bytes; where that is not one of these keys, it will be made anew."""
+        try:
+            found = need("faiss", "a datastore in cells").deserialize_index(cells)
+        except (RuntimeError, ValueError, MemoryError):
+            return
+        if (found.ntotal, found.d) == self.keys.shape and hasattr(found, "nlist"):
+            self._cells = found
+
     @staticmethod
     def load(path: Path | str) -> Datastore:
         """What `save` wrote. Raises DougongError, naming the path, where there is none."""
@@ -181,13 +193,14 @@ class Datastore:
         keys, values, vocab = tensors.get("keys"), tensors.get("values"), about.get("vocab", "")
         if about.get("format") != FORMAT or keys is None or values is None or not vocab.isdecimal():
             raise DougongError(f"{path} is no datastore; make one with Datastore(...).save")
-        made = Datastore(keys.shape[-1], int(vocab), "ivf" if about.get("kind") == "ivf" else "exact")
         try:
+            width = keys.shape[1] if keys.ndim == 2 else 0
+            made = Datastore(width, int(vocab), "ivf" if about.get("kind") == "ivf" else "exact")
             made.add(keys, values)
         except DougongError as error:
             raise DougongError(f"{path} is damaged: {error}") from None
         if "cells" in tensors:
-            made._cells = need("faiss", "a datastore in cells").deserialize_index(tensors["cells"])
+            made._take(tensors["cells"])
         return made
 
 

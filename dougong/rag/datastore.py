@@ -12,6 +12,8 @@ from typing import Any, Literal, final
 import numpy as np
 import safetensors
 import safetensors.numpy
+import torch
+from torch import Tensor
 
 from dougong.base import DougongError, atomic_file
 from dougong.engine import Engine
@@ -23,6 +25,7 @@ FORMAT = "dougong datastore 1"
 FEW = 4096
 """Below this many places cells have too little to be learnt from: all are compared."""
 _LEARNT = 40  # places that k-means wants of each cell
+_MORE = 16  # candidates beyond those asked for, whose order rounding may have changed
 _AT_ONCE = 1 << 24  # numbers of keys that are compared exactly at once, 64 MB
 
 
@@ -31,7 +34,7 @@ class Datastore:
     """Keys (N, D) float32 and values (N,) int64: a hidden state of width D, and the id that followed, below `vocab`.
 
     kind  "exact" compares a query with all; "ivf" with the nearest sixteenth of the cells that k-means cuts them into,
-          by codes of 8 bits, and then exactly with those that it finds (the paper's way, with coarser codes there)
+          by codes of 8 bits, and then exactly with those that it finds (the paper's way; its codes are coarser)
 
     Raises DougongError for a size below 1 and an unknown kind.
     """
@@ -42,9 +45,9 @@ class Datastore:
         if kind not in ("exact", "ivf"):
             raise DougongError(f"kind is {kind!r}; expected 'exact' or 'ivf'")
         self.width, self.vocab, self.kind = width, vocab, kind
-        self._faiss = need("faiss", "a kNN-LM")
         self.keys: Float[np.ndarray, "N D"] = np.zeros((0, width), dtype=np.float32)
         self.values: Int[np.ndarray, " N"] = np.zeros(0, dtype=np.int64)
+        self._squares: Float[Tensor, " N"] | None = None  # of the keys' lengths; None: to be summed up
         self._cells: Any = None  # FAISS's index of the keys; None: none is needed, or it must be made
 
     def __len__(self) -> int:
@@ -63,7 +66,7 @@ class Datastore:
             raise DougongError(f"values are ids from {values.min()} to {values.max()}; the vocabulary has {self.vocab}")
         self.keys = np.concatenate((self.keys, keys.astype(np.float32)))
         self.values = np.concatenate((self.values, values.astype(np.int64)))
-        self._cells = None
+        self._squares = self._cells = None
 
     def add_texts(
         self,
@@ -103,36 +106,53 @@ class Datastore:
         self, queries: Float[np.ndarray, "N D"], k: int
     ) -> tuple[Float[np.ndarray, "N k"], Int[np.ndarray, "N k"]]:
         """Of each query the squared distances of the nearest `k` keys (all, if there are fewer), the nearest first, and
-        their values. Distances are exact, and do not depend on which queries share the call. Of "ivf", cells that hold
-        fewer than k leave distances of infinity, with the value 0."""
+        their values. Distances do not depend on which queries share the call; which of equally near ones come is not
+        said. Of "ivf", cells that hold fewer than k leave distances of infinity, with the value 0. Raises DougongError
+        for queries of another width."""
+        if queries.ndim != 2 or queries.shape[1] != self.width:
+            raise DougongError(f"queries are {queries.shape}; expected (places, {self.width}), as wide as the keys")
         k = min(k, len(self))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if k < 1 or not len(queries):
             return np.zeros((len(queries), 0), dtype=np.float32), np.zeros((len(queries), 0), dtype=np.int64)
-        cells = self._made()
-        if cells is None:
-            found = self._faiss.knn(queries, self.keys, k)[1]
-        else:
-            params = self._faiss.SearchParametersIVF(nprobe=-(-cells.nlist // 16))
-            found = cells.search(queries, k, params=params)[1]
+        found = self._candidates(queries, min(k + _MORE, len(self)))
         there = found >= 0
         found = np.maximum(found, 0)
         far = np.empty(found.shape, dtype=np.float32)
-        rows = max(1, _AT_ONCE // (k * self.width))
-        for start in range(0, len(queries), rows):  # FAISS's own differ with the number of queries, by rounding
+        rows = max(1, _AT_ONCE // (found.shape[1] * self.width))
+        for start in range(0, len(queries), rows):
             own = slice(start, start + rows)
             far[own] = np.square(self.keys[found[own]] - queries[own, None]).sum(-1)
         far[~there] = np.inf
-        order = np.argsort(far, axis=1, kind="stable")
+        order = np.argsort(far, axis=1, kind="stable")[:, :k]
         values = np.where(there, self.values[found], 0)
         return np.take_along_axis(far, order, 1), np.take_along_axis(values, order, 1)
+
+    def _candidates(self, queries: Float[np.ndarray, "N D"], count: int) -> Int[np.ndarray, "N count"]:
+        """The places nearest to each query by distances that rounding may have moved, in no order; -1 where cells hold
+        fewer."""
+        cells = self._made()
+        if cells is not None:
+            params = need("faiss", "a datastore in cells").SearchParametersIVF(nprobe=-(-cells.nlist // 16))
+            return cells.search(queries, count, params=params)[1]
+        keys = torch.from_numpy(self.keys)
+        if self._squares is None:
+            self._squares = keys.square().sum(-1)
+        found = []
+        for some in torch.from_numpy(queries).split(max(1, _AT_ONCE // len(self))):
+            # |q - k|^2 less |q|^2, which is the same for all: one product of matrices.
+            # Of few queries the keys must stand on the left: the other way takes half as long again.
+            near = torch.addmm(self._squares[:, None], keys, some.T, alpha=-2).T.contiguous()
+            found.append(near.topk(count, largest=False, sorted=False).indices)
+        return torch.cat(found).numpy()
 
     def _made(self) -> Any:
         """The cells; None where all are compared."""
         if self.kind == "exact" or len(self) < FEW:
             return None
         if self._cells is None:
-            faiss, cells = self._faiss, min(int(4 * math.sqrt(len(self))), len(self) // _LEARNT)
+            faiss = need("faiss", "a datastore in cells")
+            cells = min(int(4 * math.sqrt(len(self))), len(self) // _LEARNT)
             coarse = faiss.IndexFlatL2(self.width)
             made = faiss.IndexIVFScalarQuantizer(coarse, self.width, cells, faiss.ScalarQuantizer.QT_8bit)
             made.train(np.ascontiguousarray(self.keys[:: max(1, len(self) // (64 * cells))]))
@@ -145,10 +165,19 @@ class Datastore:
         tensors = {"keys": self.keys, "values": self.values}
         cells = self._made()
         if cells is not None:
-            tensors["cells"] = self._faiss.serialize_index(cells)
+            tensors["cells"] = need("faiss", "a datastore in cells").serialize_index(cells)
         about = {"format": FORMAT, "vocab": str(self.vocab), "kind": self.kind}
         with atomic_file(path, "wb") as stream:
             stream.write(safetensors.numpy.save(tensors, about))
+
+    def _take(self, cells: np.ndarray) -> None:
+        """FAISS's index as it was saved, in bytes; where that is not one of these keys, it will be made anew."""
+        try:
+            found = need("faiss", "a datastore in cells").deserialize_index(cells)
+        except (RuntimeError, ValueError, MemoryError):
+            return
+        if (found.ntotal, found.d) == self.keys.shape and hasattr(found, "nlist"):
+            self._cells = found
 
     @staticmethod
     def load(path: Path | str) -> Datastore:
@@ -164,13 +193,14 @@ class Datastore:
         keys, values, vocab = tensors.get("keys"), tensors.get("values"), about.get("vocab", "")
         if about.get("format") != FORMAT or keys is None or values is None or not vocab.isdecimal():
             raise DougongError(f"{path} is no datastore; make one with Datastore(...).save")
-        made = Datastore(keys.shape[-1], int(vocab), "ivf" if about.get("kind") == "ivf" else "exact")
         try:
+            width = keys.shape[1] if keys.ndim == 2 else 0
+            made = Datastore(width, int(vocab), "ivf" if about.get("kind") == "ivf" else "exact")
             made.add(keys, values)
         except DougongError as error:
             raise DougongError(f"{path} is damaged: {error}") from None
         if "cells" in tensors:
-            made._cells = made._faiss.deserialize_index(tensors["cells"])
+            made._take(tensors["cells"])
         return made
 
 

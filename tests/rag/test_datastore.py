@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,8 +112,10 @@ def test_what_cannot_be_is_named() -> None:
             Datastore(width, vocab)
     with pytest.raises(DougongError, match=r"keys are \(2, 3\).*expected \(places, 4\)"):
         datastore.add(good[:, :3], np.array([1, 2]))
+    with pytest.raises(DougongError, match=r"queries are \(2, 3\); expected \(places, 4\)"):
+        datastore.search(good[:, :3], 1)
     with pytest.raises(DougongError, match="not finite"):
-        datastore.add(good * np.inf, np.array([1, 2]))
+        datastore.add(good + np.inf, np.array([1, 2]))
     with pytest.raises(DougongError, match="from 1 to 10; the vocabulary has 10"):
         datastore.add(good, np.array([1, 10]))
     assert len(datastore) == 0
@@ -145,3 +148,23 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b'"vocab":"50"', b'"vocab":"10"'))
     with pytest.raises(DougongError, match="is damaged: values are ids"):
         Datastore.load(path)
+    safetensors.numpy.save_file({"keys": np.zeros(3), "values": np.zeros(3, int)}, path, about(vocab="10"))
+    with pytest.raises(DougongError, match="is damaged: width is 0"):
+        Datastore.load(path)
+
+
+@pytest.mark.parametrize("cells", [np.zeros(9, np.uint8), None])
+def test_cells_that_are_none_of_these_keys_are_made_anew(cells: np.ndarray | None, tmp_path: Path) -> None:
+    datastore, other, path = filled(FEW + 10, "ivf"), filled(FEW + 40, "ivf", seed=1), tmp_path / "store"
+    other.save(path)
+    if cells is None:
+        cells = safetensors.numpy.load_file(path)["cells"]
+    tensors = {"keys": datastore.keys, "values": datastore.values, "cells": cells}
+    safetensors.numpy.save_file(tensors, path, about(vocab="50", kind="ivf"))
+    asked = datastore.keys[:20] + 0.1
+    for one, its in zip(Datastore.load(path).search(asked, 7), datastore.search(asked, 7), strict=True):
+        np.testing.assert_array_equal(one, its)
+
+
+def about(**further: str) -> dict[str, str]:
+    return {"format": "dougong datastore 1", **further}

@@ -137,6 +137,6 @@ class Listwise(Reranker):
             f"Question: {query}\n\nPut these texts in order, the one that answers the question best first:\n{shown}"
         )
         numbers = asked(self._model, prompt, ORDER).get("order")
-        named = [number - 1 for number in numbers if isinstance(number, int)] if isinstance(numbers, list) else []
+        named = [number - 1 for number in numbers if type(number) is int] if isinstance(numbers, list) else []
         chosen = list(dict.fromkeys(number for number in named if 0 <= number < len(part)))
         return [part[number] for number in [*chosen, *(n for n in range(len(part)) if n not in set(chosen))]]

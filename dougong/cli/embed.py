@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "texts": Command("vectors of texts, or how alike the texts are", __name__, "texts"),
     "pairs": Command("questions of a collection with their passages, to train on", __name__, "pairs"),
     "train": Command("teach an encoder which passages answer which queries", __name__, "train"),
+    "reranker": Command("teach an encoder to read a query and a passage together", __name__, "reranker"),
 }
 
 EXAMPLES = """\
@@ -51,8 +52,9 @@ class Texts:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Write the questions of a collection, each with the chunk that holds its answer and with chunks of other documents
-    that word search finds for it (hard negatives): rows for `dougong embed train`.
+    """Write the questions of a collection, each with the chunk that holds its answer (or, where it expects none, with
+    each relevant document) and with chunks of other documents that word search finds for it (hard negatives): rows for
+    `dougong embed train` and `dougong embed reranker`.
 
     examples:
       dougong embed pairs cmrc-dev --out pairs.jsonl
@@ -60,7 +62,7 @@ class Pairs:
     """
 
     collection: Annotated[str, tyro.conf.Positional]
-    """cmrc-dev, cmrc-trial, xquad-zh ...: any with answers that `dougong rag eval` knows"""
+    """cmrc-dev, xquad-zh, cranfield ...: any that `dougong rag eval` knows"""
     out: Path = Path("pairs.jsonl")
     """the file to write"""
     negatives: int = 1
@@ -71,6 +73,8 @@ class Pairs:
     """words of a chunk, which is cut at sentences"""
     data: Annotated[Path | None, hint("DOUGONG_DATA")] = None
     """the folder of collections"""
+    skip: int = 0
+    """leave out the first so many questions: those that `dougong rag eval --queries N` asks"""
     seed: int = 0
     """of what is drawn"""
 
@@ -116,6 +120,39 @@ class Train:
     """go on with a training of the same pairs and settings that was ended before its time"""
 
 
+@dataclass(frozen=True)
+class Reranker:
+    """Train a cross-encoder: of a query with its own passage, its negatives and another query's passage, the first must
+    score highest. It reads query and passage together, which is slower than vectors and sees more.
+
+    Each row of the file has "query", "passage" and, where there are some, "negatives" (a list).
+
+    examples:
+      dougong embed pairs cranfield --skip 113 --out pairs.jsonl
+      dougong embed reranker pairs.jsonl --out runs/reranker
+      dougong rag eval --collections cranfield --queries 113 --rerankers none cross --reranker runs/reranker
+    """
+
+    pairs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """rows of JSON"""
+    out: Path = Path("runs/reranker")
+    """the folder to write"""
+    embedder: EncoderPath = None
+    """the encoder to begin with"""
+    steps: int = 200
+    """updates"""
+    batch: int = 8
+    """queries of an update"""
+    rate: float = 5e-5
+    """the highest learning rate"""
+    limit: int = 192
+    """tokens of a query and a passage together, at most"""
+    seed: int = 0
+    """of the order of the pairs, and of the new head"""
+    resume: Flag = False
+    """go on with a training of the same pairs and settings that was ended before its time"""
+
+
 def run(args: list[str]) -> int:
     return dispatch("dougong embed", "Texts as vectors.", COMMANDS, args, EXAMPLES)
 
@@ -138,8 +175,9 @@ def texts(args: list[str]) -> int:
 
 def pairs(args: list[str]) -> int:
     options = parse(Pairs, args, "embed pairs")
-    if options.negatives < 0:
-        raise DougongError(f"--negatives is {options.negatives}; expected 0 or more")
+    for name in ("negatives", "skip"):
+        if getattr(options, name) < 0:
+            raise DougongError(f"--{name} is {getattr(options, name)}; expected 0 or more")
     from dougong.base import atomic_file
     from dougong.cli.rag_eval import data_folder
     from dougong.rag.chunkers import Sentences
@@ -147,6 +185,7 @@ def pairs(args: list[str]) -> int:
     from dougong.rag.pairs import pairs_of
 
     collection = read_collection(options.collection, data_folder(options.data))
+    collection = replace(collection, queries=dict(list(collection.queries.items())[options.skip :]))
     found = pairs_of(collection, Sentences(options.limit, 0), options.negatives, options.cloze, options.seed)
     with atomic_file(options.out) as file:
         for each in found:
@@ -188,6 +227,32 @@ def train(args: list[str]) -> int:
 
         train_embedder(lm, pairs, settings, told, kept)
     save_embedder(lm, options.out, max(256, options.limit))
+    kept.unlink(missing_ok=True)
+    print(f"{options.out}: trained on {len(pairs):,} pairs")
+    return 0
+
+
+def reranker(args: list[str]) -> int:
+    options = parse(Reranker, args, "embed reranker")
+    from dougong.hub import save
+    from dougong.rag.contrastive import Training
+    from dougong.rag.cross import cross_encoder, train_reranker
+    from dougong.rag.embedder import open_embedder
+    from dougong.train.monitor import Progress
+
+    pairs = read_pairs(existing(options.pairs))
+    lm = cross_encoder(open_embedder(options.embedder).lm, options.seed)
+    settings = Training(options.steps, options.batch, options.rate, limit=options.limit, seed=options.seed)
+    kept = options.out.with_name(options.out.name + ".state")
+    if not options.resume:
+        kept.unlink(missing_ok=True)
+    with Progress("steps", options.steps) as bar:
+
+        def told(done: int, loss: float, right: float) -> None:
+            bar.update(done, f"loss {loss:.3f}, own passage first {right:.0%}")
+
+        train_reranker(lm, pairs, settings, told, kept)
+    save(lm, options.out)
     kept.unlink(missing_ok=True)
     print(f"{options.out}: trained on {len(pairs):,} pairs")
     return 0

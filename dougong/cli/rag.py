@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dougong.rag.answer import Answer
     from dougong.rag.chunkers import Chunker
     from dougong.rag.embedder import Embedder
-    from dougong.rag.hit import Hit
+    from dougong.rag.hit import Hit, Retriever
     from dougong.rag.library import Library, Report
 
 COMMANDS = {
@@ -49,6 +49,7 @@ How = Literal["hybrid", "words", "dense"]
 IndexName = Literal["auto", "exact", "hnsw", "ivf"]
 Into = Annotated[str, tyro.conf.arg(metavar="URI")]
 EncoderPath = Annotated[str | None, hint("all-MiniLM-L6-v2", "PATH[@int8]")]
+RerankerPath = Annotated[str | None, hint("none", "PATH[@int8]")]
 ChatPath = Annotated[str | None, hint("none: quotes the best sentences", "PATH[@int8]|URL")]
 ModelPath = Annotated[str | None, hint("none", "PATH[@int8]|URL")]
 
@@ -99,6 +100,8 @@ class Search:
     """how many passages"""
     how: How = "hybrid"
     """by words (BM25), by meaning (vectors), or both"""
+    reranker: RerankerPath = None
+    """a cross-encoder that puts the first 30 in order (`dougong embed reranker` trains one)"""
     doc: Annotated[str | None, hint("all")] = None
     """only documents whose names fit this pattern, such as "docs/guide/*" """
     embedder: EncoderPath = None
@@ -128,6 +131,8 @@ class Ask:
     """how many passages the answer is made from"""
     how: How = "hybrid"
     """by words (BM25), by meaning (vectors), or both"""
+    reranker: RerankerPath = None
+    """a cross-encoder that puts the first 30 in order (`dougong embed reranker` trains one)"""
     agentic: Flag = False
     """let the model search in several steps and check its answer (needs --model)"""
     embedder: EncoderPath = None
@@ -202,7 +207,9 @@ def search(args: list[str]) -> int:
     query = _words(options.query, "query")
     library = ready(options.library, options.embedder)
     where = None if options.doc is None else {"doc": options.doc}
-    hits = library.search(query, options.k, where, options.how)
+    if options.k < 1:
+        raise DougongError(f"-k is {options.k}; expected at least 1")
+    hits = retriever_of(library, options.how, options.reranker).search(query, options.k, where)
     if not hits and not options.json:
         print("no passage fits")
     for hit in hits:
@@ -211,6 +218,17 @@ def search(args: list[str]) -> int:
         else:
             print(f"{hit.score:.3f}  {_name(hit)}\n{_indented(hit.chunk.text)}\n")
     return 0
+
+
+def retriever_of(library: Library, how: How, reranker: str | None) -> Retriever:
+    """How a library is searched, and who has a second look."""
+    found = library.retriever(how)
+    if reranker is None:
+        return found
+    from dougong.rag.rerank import open_reranker
+    from dougong.rag.retrievers import Reranked
+
+    return Reranked(found, open_reranker(reranker))
 
 
 def ask(args: list[str]) -> int:
@@ -222,7 +240,7 @@ def ask(args: list[str]) -> int:
         raise DougongError(f"-k is {options.k}; expected at least 1")
     model = None if options.model is None else chat_model(options.model)
     library = ready(options.library, options.embedder)
-    retriever = library.retriever(options.how)
+    retriever = retriever_of(library, options.how, options.reranker)
     from dougong.rag.answer import answer, quote
 
     if model is not None and options.agentic:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from dougong.base import DougongError
 from dougong.cli.options import Flag, hint, parse
-from dougong.cli.rag import ChatPath, ChunkerName, EncoderPath, chat_model, make_chunker
+from dougong.cli.rag import ChatPath, ChunkerName, EncoderPath, RerankerPath, chat_model, make_chunker
 
 if TYPE_CHECKING:
     from dougong.chat import ChatModel
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from dougong.rag.evaluate import Collection, Result, Row
     from dougong.rag.hit import Retriever
     from dougong.rag.library import Library
+    from dougong.rag.rerank import CrossEncoder
 
 Name = Literal["cranfield", "cisi", "cmrc", "cmrc-dev", "cmrc-trial", "hotpot", "xquad-en", "xquad-zh"]
 Way = Literal["words", "dense", "hybrid", "rrf", "hops", "hyde", "fusion", "multi"]
-Rank = Literal["none", "meaning", "model"]
+Rank = Literal["none", "meaning", "cross", "model"]
 FIRST = "nDCG@10"
 """The measure by which ways of searching are compared."""
 TOGETHER = 256
@@ -53,7 +54,9 @@ class Evaluate:
     """how chunks are found; hybrid joins words and vectors by their scores, rrf by reciprocal ranks; hops follows names
     by rule; hyde, fusion and multi let a model reword the query; these four search by the hybrid"""
     rerankers: tuple[Rank, ...] = ("none",)
-    """a second look at the first 30: by an embedder's cosine, or by a model that puts them in order"""
+    """a second look at the first 30: by an embedder's cosine, a cross-encoder, or a model that puts them in order"""
+    reranker: RerankerPath = None
+    """the cross-encoder of `--rerankers cross` (`dougong embed reranker` trains one)"""
     limit: int = 1000
     """words of a chunk; the abstracts of these collections mostly fit whole"""
     queries: int = 0
@@ -114,6 +117,8 @@ def _check(options: Evaluate) -> None:
     needs |= {"model"} & set(options.rerankers) | {"decided"} & set(options.chunkers)
     if needs and options.model is None:
         raise DougongError(f"{', '.join(sorted(needs))} asks a model; give --model PATH or URL")
+    if "cross" in options.rerankers and options.reranker is None:
+        raise DougongError("the reranker cross is a model of its own; give --reranker PATH")
     if options.weight is not None and not 0 <= options.weight <= 1:
         raise DougongError(f"--weight is {options.weight}; expected 0 (words) to 1 (vectors)")
     if options.queries < 0:
@@ -188,6 +193,13 @@ def _chat(path: str) -> ChatModel:
     return Steady(chat_model(path))
 
 
+@cache
+def _cross(path: str) -> CrossEncoder:
+    from dougong.rag.rerank import open_reranker
+
+    return open_reranker(path)
+
+
 def _first(collection: Collection, count: int) -> Collection:
     if not count:
         return collection
@@ -259,6 +271,8 @@ def _retriever(options: Evaluate, library: Library, way: str, rank: str) -> Retr
         found = Hypothetical(hybrid, model) if way == "hyde" else ManyQueries(hybrid, model, fused=way == "fusion")
     if rank == "meaning":
         return Reranked(found, ByMeaning(library.embedder))
+    if rank == "cross":
+        return Reranked(found, _cross(options.reranker or ""))
     return found if rank == "none" else Reranked(found, Listwise(_chat(options.model or "")))
 
 

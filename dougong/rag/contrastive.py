@@ -105,23 +105,11 @@ def train_embedder(
     """
     width = lm.spec.width
     wrong = [each for each in settings.dims if not 1 <= each <= width]
-    if len(pairs) < 2 or settings.batch < 2 or settings.steps < 1 or wrong:
-        raise DougongError(
-            f"{len(pairs)} pairs, batch {settings.batch}, {settings.steps} steps, dims {settings.dims}; expected at "
-            f"least 2 pairs, a batch of 2, a step, and dims from 1 to {width}"
-        )
+    if wrong:
+        raise DougongError(f"dims {settings.dims}; expected each from 1 to {width}")
     if lm.tokenizer is None:
         raise DougongError("the model has no tokenizer, so it cannot be trained on texts")
-    if any(isinstance(each, FrozenStorage) for each in lm.model.modules()):
-        raise DougongError("the encoder is quantised, so it cannot learn; open it without @int8 or @int4")
-    model = pooled(lm, "mean").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
-    warm = max(1, round(settings.warmup * settings.steps))
-
-    def rate(step: int) -> float:
-        return min((step + 1) / warm, max(0.0, (settings.steps - step) / max(1, settings.steps - warm)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    model = pooled(lm, "mean")
     dims = settings.dims or (width,)
 
     def vectors(texts: list[str]) -> Tensor:
@@ -132,6 +120,40 @@ def train_embedder(
         padding = torch.tensor([[place >= len(row) for place in range(longest)] for row in rows])
         return model.run(tokens, Context.of(tokens, padding, causal=model.spec.causal)).embedding.float()
 
+    def loss(batch: list[Pair], step: int) -> Loss:
+        passages = [each.passage for each in batch] + [text for each in batch for text in each.negatives]
+        same = torch.tensor([[text == each.passage for text in passages] for each in batch])
+        queries = vectors([each.query for each in batch])
+        return matryoshka(queries, vectors(passages), dims, settings.temperature, same)
+
+    fitted(model, pairs, settings, loss, progress, kept)
+
+
+def fitted(
+    model: Model,
+    pairs: Sequence[Pair],
+    settings: Training,
+    loss_of: Callable[[list[Pair], int], Loss],
+    progress: Callable[[int, float, float], None] | None,
+    kept: Path | None,
+) -> None:
+    """The loop that trainings on pairs share. loss_of: a batch and the number of its step -> its loss, with the queries
+    that it got right as "accuracy"."""
+    if len(pairs) < 2 or settings.batch < 2 or settings.steps < 1:
+        raise DougongError(
+            f"{len(pairs)} pairs, batch {settings.batch}, {settings.steps} steps; expected at least 2 pairs, a batch "
+            "of 2 and a step"
+        )
+    if any(isinstance(each, FrozenStorage) for each in model.modules()):
+        raise DougongError("the encoder is quantised, so it cannot learn; open it without @int8 or @int4")
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
+    warm = max(1, round(settings.warmup * settings.steps))
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm, max(0.0, (settings.steps - step) / max(1, settings.steps - warm)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # of dropout
         saved = None if kept is None else Kept(kept, model, optimizer, schedule, _mark(pairs, settings))
@@ -139,10 +161,7 @@ def train_embedder(
         for step, batch in enumerate(_batches(pairs, settings)):
             if step < begun:
                 continue
-            passages = [each.passage for each in batch] + [text for each in batch for text in each.negatives]
-            same = torch.tensor([[text == each.passage for text in passages] for each in batch])
-            queries = vectors([each.query for each in batch])
-            loss = matryoshka(queries, vectors(passages), dims, settings.temperature, same)
+            loss = loss_of(batch, step)
             value = float(loss.sum.detach() / loss.weight)
             if not torch.isfinite(loss.sum):
                 raise DougongError(f"the loss is {value} at step {step}; lower the rate ({settings.rate}), begin anew")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dougong.base import DougongError
 from dougong.rag.chunk import Chunk
 from dougong.rag.chunkers import Chunker
 from dougong.rag.contrastive import Pair
 from dougong.rag.evaluate.collections import Collection
+from dougong.rag.evaluate.measures import relevant
 from dougong.rag.sentences import sentences
 from dougong.rag.words import WordIndex
 
@@ -25,16 +25,17 @@ def pairs_of(
 ) -> list[Pair]:
     """Each question with the chunk of its own document that holds its answer; `negatives` are chunks of other documents
     that BM25 finds for it (hard negatives; Karpukhin et al. 2020). Questions whose answer no chunk holds are left out.
+    Where a collection expects no answers, each question with every document that is relevant to it, of which the chunk
+    is taken that BM25 finds first.
 
     cloze: besides, a stretch of a sentence of every chunk of two sentences or more as a query for that chunk, half of
     the time without the sentence (the inverse cloze task; Lee et al. 2019). Only documents that some question is about
-    are used. Raises DougongError for a collection without answers.
+    are used.
     """
-    if not collection.answers:
-        raise DougongError(f"the collection {collection.name} has no expected answers, by which passages are chosen")
     draw = random.Random(seed)
     asked = {doc for query in collection.queries for doc in collection.gains[query]}
-    cut = {each.source: chunker.chunk(each) for each in collection.documents if each.source in asked}
+    used = collection.documents if not collection.answers else [e for e in collection.documents if e.source in asked]
+    cut = {each.source: chunker.chunk(each) for each in used}
     chunks = [chunk for held in cut.values() for chunk in held]
     index = WordIndex(range(len(chunks)), [chunk.text for chunk in chunks])
 
@@ -45,7 +46,16 @@ def pairs_of(
 
     made = []
     for query, text in collection.queries.items():
-        docs = set(collection.gains[query])
+        docs = set(relevant(collection.gains[query]))
+        if not collection.answers:
+            places = {place: rank for rank, (place, _) in enumerate(index.search(text, len(chunks)))}
+            for doc in sorted(docs):
+                held = [place for place, chunk in enumerate(chunks) if chunk.doc == doc]
+                if held:
+                    made.append(
+                        pair(text, chunks[min(held, key=lambda each: places.get(each, len(places)))].text, docs)
+                    )
+            continue
         own = _holding([chunk for doc in docs for chunk in cut[doc]], collection.answers[query])
         if own is not None:
             made.append(pair(text, own.text, docs))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, final
 
 import torch
+from torch import Tensor
 
 from dougong.base import DougongError
 from dougong.chat import ChatModel
@@ -28,15 +30,8 @@ class CrossEncoder(Reranker):
     def __init__(self, lm: LanguageModel, limit: int = 512, batch: int = 16):
         if not isinstance(lm.spec.task, Classifier):
             raise DougongError(f"a reranker is a classifier of texts, but this model's task is {lm.spec.task}")
-        if lm.tokenizer is None:
-            raise DougongError("the reranker has no tokenizer; add its tokenizer.json to the folder")
         lm.model.eval()
-        from tokenizers import Tokenizer as Core
-
-        self._lm, self._batch = lm, batch
-        self._core = Core.from_str(lm.tokenizer.to_json())
-        self._core.encode_special_tokens = True  # a text cannot spell [SEP]
-        self._core.enable_truncation(min(limit, lm.spec.context or limit), strategy="longest_first")
+        self._lm, self._batch, self._core = lm, batch, framed(lm, limit)
 
     @torch.inference_mode()
     def scores(self, query: str, texts: list[str]) -> list[float]:
@@ -48,20 +43,48 @@ class CrossEncoder(Reranker):
         order = sorted(range(len(pairs)), key=lambda place: len(pairs[place][0]))
         for first in range(0, len(order), self._batch):
             rows = order[first : first + self._batch]
-            longest = max(len(pairs[row][0]) for row in rows)
-            tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
-            types = torch.zeros(len(rows), longest, dtype=torch.int64)
-            padding = torch.ones(len(rows), longest, dtype=torch.bool)
-            for place, row in enumerate(rows):
-                ids, sides = pairs[row]
-                tokens[place, : len(ids)] = torch.tensor(ids)
-                types[place, : len(ids)] = torch.tensor(sides)
-                padding[place, : len(ids)] = False
+            tokens, types, padding = padded([pairs[row] for row in rows])
             told = types.to(device) if kinds > 1 else None
             logits = self._lm.model(tokens.to(device), padding=padding.to(device), types=told).logits.float()
             for row, score in zip(rows, _score(logits).tolist(), strict=True):
                 found[row] = score
         return found
+
+
+def open_reranker(path: str) -> CrossEncoder:
+    """The cross-encoder in a folder or of a hub id, in 8 or 4 bits with @int8 or @int4 behind it. Raises DougongError
+    for a model that is none."""
+    from dougong.compress import load
+    from dougong.rag.embedder import in_bits
+
+    name, how = in_bits(path)
+    return CrossEncoder(load(name, quantize=how))
+
+
+def framed(lm: LanguageModel, limit: int) -> Any:
+    """What cuts pairs of texts to ids as the model's tokenizer frames them, at most `limit` tokens a pair; of the two
+    the longer one is cut. Raises DougongError for a model without a tokenizer."""
+    from tokenizers import Tokenizer as Core
+
+    if lm.tokenizer is None:
+        raise DougongError("the reranker has no tokenizer; add its tokenizer.json to the folder")
+    core = Core.from_str(lm.tokenizer.to_json())
+    core.encode_special_tokens = True  # a text cannot spell [SEP]
+    core.enable_truncation(min(limit, lm.spec.context or limit), strategy="longest_first")
+    core.no_padding()
+    return core
+
+
+def padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and types of rows as tensors (B, T) of the longest, and where they are padding."""
+    longest = max(len(ids) for ids, _ in rows)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+    types, padding = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)
+    for place, (ids, sides) in enumerate(rows):
+        tokens[place, : len(ids)] = torch.tensor(ids)
+        types[place, : len(ids)] = torch.tensor(sides)
+        padding[place, : len(ids)] = False
+    return tokens, types, padding
 
 
 def _score(logits: torch.Tensor) -> torch.Tensor:
@@ -114,6 +137,6 @@ class Listwise(Reranker):
             f"Question: {query}\n\nPut these texts in order, the one that answers the question best first:\n{shown}"
         )
         numbers = asked(self._model, prompt, ORDER).get("order")
-        named = [number - 1 for number in numbers if isinstance(number, int)] if isinstance(numbers, list) else []
+        named = [number - 1 for number in numbers if type(number) is int] if isinstance(numbers, list) else []
         chosen = list(dict.fromkeys(number for number in named if 0 <= number < len(part)))
         return [part[number] for number in [*chosen, *(n for n in range(len(part)) if n not in set(chosen))]]

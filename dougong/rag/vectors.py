@@ -19,8 +19,11 @@ MANY = 50_000
 """From so many vectors on, what is to choose by itself walks a graph: comparing with all takes 3 ms here and grows."""
 FEW = 4096
 """Below this many vectors an inverted index has too little to learn its cells from, so it is exact."""
-LINKS, BUILD, REACH = 32, 80, 96
-"""HNSW: links of a vector, candidates while building and while searching (Malkov and Yashunin 2018)."""
+FORM = 1
+"""Grows when an index is built in another way: those that were kept are then made anew."""
+LINKS, BUILD, REACH = 32, 200, 192
+"""HNSW: links of a vector, candidates while building and while searching (Malkov and Yashunin 2018). With 80 and 96 two
+of 300 questions found none of their ten in 58,368 pieces of real text (docs/log.md)."""
 
 
 def chosen(choice: Choice, count: int) -> Kind:
@@ -35,7 +38,7 @@ class VectorIndex:
     """Vectors of length 1 by number; similarity is the cosine.
 
     kind  "exact" compares with all; "hnsw" walks a graph: fast, and removal only hides until the next rebuild; "ivf"
-          looks into the nearest sixth of the cells, with codes of 8 bits: a quarter of the memory
+          looks into the nearest quarter of the cells, with codes of 8 bits: a quarter of the memory
     """
 
     def __init__(self, ids: Sequence[int], vectors: Float[np.ndarray, "N D"], kind: Kind = "exact"):
@@ -123,7 +126,7 @@ class VectorIndex:
             reach = min(self._index.ntotal, int(max(REACH, 2 * k) / max(share, 1e-3)))
             return faiss.SearchParametersHNSW(efSearch=reach, **chosen)
         if self.kind == "ivf" and hasattr(self._index, "nlist"):
-            cells = self._index.nlist if allowed is not None else max(1, -(-self._index.nlist // 6))
+            cells = self._index.nlist if allowed is not None else max(1, -(-self._index.nlist // 4))
             return faiss.SearchParametersIVF(nprobe=cells, **chosen)
         return faiss.SearchParameters(**chosen) if chosen else None
 

@@ -38,6 +38,30 @@ def test_training_writes_an_embedder_that_opens(tmp_path: Path, capsys) -> None:
     assert len(json.loads(capsys.readouterr().out)["vector"]) == 384
 
 
+def test_a_reranker_is_trained_and_searched_with(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"query": f"number {each}", "passage": f"the sign for {each}"} for each in ("one", "two", "three", "four")]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert (
+        main(["embed", "reranker", "pairs.jsonl", "--out", "out", "--steps", "2", "--batch", "2", "--limit", "16"]) == 0
+    )
+    assert "trained on 4 pairs" in capsys.readouterr().out
+    Path("docs").mkdir()
+    for row in rows:
+        Path("docs", f"{row['query']}.txt").write_text(row["passage"])
+    assert main(["rag", "index", "docs", "--library", "held"]) == 0
+    assert main(["rag", "search", "number two", "--library", "held", "--how", "words", "--json"]) == 0
+    capsys.readouterr()
+    given = ["number sign two", "--library", "held", "--json", "-k", "4"]
+    assert main(["rag", "search", *given, "--reranker", "out"]) == 0
+    scores = [json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()]
+    assert len(scores) == 4 and scores == sorted(scores, reverse=True)
+    assert main(["rag", "search", "sign", "--library", "held", "--reranker", "held"]) == 1
+    assert capsys.readouterr().err.count("error:") == 1
+    assert main(["rag", "eval", "--rerankers", "cross", "--data", "."]) == 1
+    assert "give --reranker" in capsys.readouterr().err
+
+
 def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"query": 1}\n')

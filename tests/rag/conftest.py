@@ -8,9 +8,15 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import tokenizers
 
+from dougong.hub import LanguageModel
+from dougong.hub.families import family_named
+from dougong.model import Model
+from dougong.model.init import initialise
 from dougong.rag.embedder import Embedder, Role, unit
 from dougong.rag.terms import terms
+from dougong.tokenizer import Tokenizer
 from tests.engine.conftest import unchecked as unchecked
 
 
@@ -42,3 +48,34 @@ def _packages() -> None:
 @pytest.fixture
 def embedder() -> Hashed:
     return Hashed()
+
+
+WORDS = [f"w{number}" for number in range(40)]
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    """A small BERT that knows WORDS."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    core = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
+    model = initialise(Model(family_named("bert", "here").from_config(config)))
+    return LanguageModel(model, Tokenizer(core), "bert", config)

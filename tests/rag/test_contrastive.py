@@ -8,47 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import torch.nn.functional as F
 
 from dougong.base import DougongError
 from dougong.hub import LanguageModel
-from dougong.hub.families import family_named
 from dougong.model import Model
-from dougong.model.init import initialise
 from dougong.rag.contrastive import Pair, Training, info_nce, matryoshka, save_embedder, train_embedder
 from dougong.rag.embedder import ModelEmbedder, open_embedder
-from dougong.tokenizer import Tokenizer
 
-WORDS = [f"w{number}" for number in range(40)]
-
-
-@pytest.fixture
-def lm() -> LanguageModel:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    core = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="[UNK]")
-    )
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    config = {
-        "model_type": "bert",
-        "architectures": ["BertModel"],
-        "vocab_size": len(vocabulary),
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 32,
-        "type_vocab_size": 2,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-    }
-    model = initialise(Model(family_named("bert", "here").from_config(config)))
-    return LanguageModel(model, Tokenizer(core), "bert", config)
+from .conftest import WORDS
 
 
 def drawn(rows: int, seed: int) -> torch.Tensor:
@@ -109,9 +78,11 @@ def test_training_raises_recall_on_pairs_it_has_not_seen(lm: LanguageModel, tmp_
 
 
 def test_what_cannot_be_trained(lm: LanguageModel) -> None:
-    for pairs, settings in ((1, Training()), (4, Training(dims=(99,))), (4, Training(batch=1)), (4, Training(steps=0))):
+    for pairs, settings in ((1, Training()), (4, Training(batch=1)), (4, Training(steps=0))):
         with pytest.raises(DougongError, match="expected at least 2 pairs"):
             train_embedder(lm, translated(pairs, 0), settings)
+    with pytest.raises(DougongError, match="expected each from 1 to 32"):
+        train_embedder(lm, translated(4, 0), Training(dims=(99,)))
 
 
 def test_rows_of_pairs(tmp_path: Path) -> None:

@@ -60,9 +60,15 @@ def test_clozes_are_stretches_of_their_passages():
         assert any(pair.query in text for text in PLACES.values()) and 0 < len(pair.query) <= CLOZE[1]
 
 
-def test_a_collection_without_answers_gives_no_pairs():
-    with pytest.raises(DougongError, match="the collection places has no expected answers"):
-        pairs_of(Collection("places", [], {}, {}, {}), Sentences(8, 0))
+def test_without_answers_every_relevant_document_makes_a_pair():
+    documents = [Document(text, name) for name, text in PLACES.items()]
+    gains = {"1": {"a": 1.0, "b": 2.0, "c": 0.0}, "2": {"c": 1.0}}
+    held = Collection("places", documents, {"1": "石造的桥和木造的塔", "2": "一口钟"}, gains, {})
+    made = pairs_of(held, Sentences(9, 0), 2)
+    assert [pair.query for pair in made] == ["石造的桥和木造的塔"] * 2 + ["一口钟"]
+    assert "木造" in made[0].passage and "石造" in made[1].passage and "钟" in made[2].passage
+    for pair in made[:2]:  # c was judged, and is not relevant: it may stand against them
+        assert all(each in PLACES["c"] for each in pair.negatives)
 
 
 def tokenizer(words: list[str]) -> Tokenizer:

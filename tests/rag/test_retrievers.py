@@ -304,3 +304,23 @@ def test_two_hops_meet_where_one_cannot(embedder) -> None:
     assert Hops(words).search("zebra") == []
     with pytest.raises(DougongError, match="width is 0"):
         Hops(words, 0)
+
+
+def test_filters_by_names_that_look_like_patterns_and_by_sets() -> None:
+    from dougong.rag.where import holds
+
+    chunk = Chunk("x", "notes [1].md", 0, 1, {"page": 2, "tags": ["a", "b"]})
+    assert holds({"doc": "notes [1].md"}, chunk) and holds({"doc": "notes*"}, chunk)
+    assert not holds({"doc": "notes 1.md"}, chunk)
+    for several in ([1, 2], (1, 2), {1, 2}, frozenset((1, 2))):
+        assert holds({"page": several}, chunk)
+    assert holds({"doc": {"a", "notes [1].md"}}, chunk) and not holds({"page": set()}, chunk)
+    assert holds({"tags": [["a", "b"]]}, chunk) and not holds({"tags": "a"}, chunk)
+
+
+def test_an_order_of_truths_is_no_order() -> None:
+    from dougong.rag.rerank import Listwise
+
+    with ScriptedChat(['{"order": [true, false, 2]}']) as model:
+        scores = Listwise(model).scores("q", ["a", "b", "c"])
+    assert sorted(range(3), key=lambda place: -scores[place]) == [1, 0, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,23 @@ def test_lost_and_spoiled_files(tmp_path: Path) -> None:
     (tmp_path / "library" / "library.sqlite").write_bytes(b"spoiled" * 1000)
     with pytest.raises(DougongError, match="cannot be used"):
         opened("folder", tmp_path)
+
+
+def test_an_index_of_another_form_is_made_anew(tmp_path: Path) -> None:
+    store = opened("folder", tmp_path)
+    held = {"f0": entry("f0", 1)}
+    store.replace([], list(held.values()))
+    check(store, held)
+    store.close()
+    note = tmp_path / "library" / "vectors.json"
+    now = json.loads(note.read_text())
+    note.write_text(json.dumps({key: value for key, value in now.items() if key != "form"}))
+    before = (tmp_path / "library" / "vectors.faiss").stat().st_mtime_ns
+    store = opened("folder", tmp_path)
+    check(store, held)
+    store.close()
+    assert json.loads(note.read_text()) == now
+    assert (tmp_path / "library" / "vectors.faiss").stat().st_mtime_ns > before
 
 
 def test_uris_and_widths(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Word documents as Markdown: headings, paragraphs, lists, tables, in their order."""
+"""Word documents as Markdown: headings, paragraphs, lists, tables, in their order.
+
+What stands outside the running text is told where a reader of the text wants it: headers before it, once each; a note
+as [^1] where it is called and with its words behind the text, comments behind these, footers last.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,7 @@ def read_docx(data: bytes, name: str) -> list[Document]:
         unpacked = sum(each.file_size for each in zipfile.ZipFile(io.BytesIO(data)).infolist())
         if unpacked > MOST:
             raise DougongError(f"{name} unpacks to {unpacked >> 20} MiB; expected at most {MOST >> 20}")
-        document = docx.Document(io.BytesIO(data))
-        parts = list(_blocks(document.element.body, {style.style_id: style.name or "" for style in document.styles}))
+        parts = _parts(docx.Document(io.BytesIO(data)))
     except DougongError:
         raise
     except Exception as error:  # zip, XML and package errors of many kinds
@@ -40,7 +43,46 @@ _COPY = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _PROPERTIES = ("pPr", "rPr", "sdtPr", "tblPr", "trPr", "tcPr")
 # Beside these: what was deleted or moved away, and the instructions of fields.
 _GONE = {_COPY} | {f"{_W}{tag}" for tag in ("del", "moveFrom", "instrText", *_PROPERTIES)}
+_CALLED = {"footnotes": ("footnote", ""), "endnotes": ("endnote", "e"), "comments": ("comment", "c")}
+"""Parts of notes, the element of a note, and what its mark begins with."""
+_CALLS = {f"{_W}{one}Reference": mark for one, mark in _CALLED.values()}
 _SIGNS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
+
+
+def _parts(document: Any) -> list[str]:
+    """All that the document says, block by block."""
+    styles = {style.style_id: style.name or "" for style in document.styles}
+    around = {"header": list[str](), "footer": list[str]()}
+    for relation in document.part.rels.values():
+        kind = relation.reltype.rsplit("/", 1)[-1]
+        if kind in around and not relation.is_external:
+            around[kind] += _blocks(_xml(relation.target_part), styles)
+    body = list(_blocks(document.element.body, styles))
+    # The same header stands in many sections; what is nothing but a page's number says nothing.
+    top, bottom = (
+        list(dict.fromkeys(each for each in held if any(map(str.isalpha, each)))) for held in around.values()
+    )
+    return [*top, *body, *_notes(document, styles), *bottom]
+
+
+def _xml(part: Any) -> Any:
+    """The root of a part; python-docx keeps some as bytes alone."""
+    from docx.oxml import parse_xml
+
+    return part.element if hasattr(part, "element") else parse_xml(part.blob)
+
+
+def _notes(document: Any, styles: Mapping[str, str]) -> Iterator[str]:
+    """Footnotes, endnotes and comments, each behind the mark that stands in the text where it is called."""
+    for kind, (one, mark) in _CALLED.items():
+        for relation in document.part.rels.values():
+            if relation.is_external or relation.reltype.rsplit("/", 1)[-1] != kind:
+                continue
+            for note in _xml(relation.target_part).iterchildren(f"{_W}{one}"):
+                # Those with a type are the lines between notes and text.
+                words = " ".join(" ".join(_blocks(note, styles)).split())
+                if note.get(f"{_W}type") in (None, "normal") and words:
+                    yield f"[^{mark}{note.get(f'{_W}id')}]: {words}"
 
 
 def _blocks(parent: Any, styles: Mapping[str, str]) -> Iterator[str]:
@@ -70,6 +112,8 @@ def _words(parent: Any, styles: Mapping[str, str]) -> Iterator[str]:
             yield child.text or ""
         elif child.tag in _SIGNS:
             yield _SIGNS[child.tag]
+        elif child.tag in _CALLS:
+            yield f"[^{_CALLS[child.tag]}{child.get(f'{_W}id')}]"
         elif child.tag == f"{_W}txbxContent":  # a box of its own paragraphs within the line
             yield "\n" + "\n".join(_blocks(child, styles)) + "\n"
         elif child.tag not in _GONE:

@@ -16,7 +16,7 @@ from dougong.base import DougongError, atomic_file
 from dougong.parts.shapes import Float
 from dougong.rag.chunk import Chunk
 from dougong.rag.stores.store import Entry, Store
-from dougong.rag.vectors import Choice, VectorIndex, chosen
+from dougong.rag.vectors import FORM, Choice, VectorIndex, chosen
 from dougong.rag.where import Where, holds
 
 SCHEMA = """
@@ -186,7 +186,7 @@ class SqliteStore(Store):
         if self._folder is None:
             return VectorIndex(ids, self.vectors(ids), kind)
         file, note = self._folder / "vectors.faiss", self._folder / "vectors.json"
-        state = {"generation": self._seen, "kind": kind, "width": self._width}
+        state = {"generation": self._seen, "kind": kind, "width": self._width, "form": FORM}
         try:
             held = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -17,6 +17,7 @@ from dougong.agent.answers import parsed
 from dougong.agent.delegate import Delegate
 from dougong.agent.events import AnswerRejected, Described, Event, Finished, Guarded, Place, Started
 from dougong.agent.guards.guard import Finding
+from dougong.agent.held import loosened
 from dougong.agent.limits import Ended
 from dougong.base import DougongError, record_to
 from dougong.chat import Message
@@ -149,11 +150,22 @@ def _obeying(run: Run, schema: dict[str, Any], answer: str) -> Steps[tuple[str, 
     if problem:
         yield run.event(AnswerRejected, problem=problem, forced=True)
         _reject(run, answer, problem, schema)
-        shown = yield from run.agent.memory.view(run)
-        value, problem = parsed((yield from run.ask(shown, schema=schema)).content, schema)
+        value, problem = parsed((yield from _held(run, schema)), schema)
     if problem:
         raise Ended("schema", problem)
     return json.dumps(value, ensure_ascii=False), value
+
+
+def _held(run: Run, schema: dict[str, Any]) -> Steps[str]:
+    """An answer that the model itself is held to: to the schema, or, where it cannot be, to what it can."""
+    shown = yield from run.agent.memory.view(run)
+    loose = loosened(schema)
+    try:
+        return (yield from run.ask(shown, schema=schema)).content
+    except Ended as end:
+        if end.reason != "model" or loose == schema:
+            raise
+    return (yield from run.ask(shown, schema=loose)).content
 
 
 def _reject(run: Run, answer: str, problem: str, schema: dict[str, Any]) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from dougong.agent.run import Run, Steps
 
 
+CUT = "the answer was cut at the most tokens that the model may write"
+
+
 def events(run: Run) -> Iterator[Event]:
     """What happens in a run, as it happens; the last event is its Finished."""
     run.tick()
@@ -50,7 +53,9 @@ def events(run: Run) -> Iterator[Event]:
                 raise Ended("schema", f"what guards took out left no valid answer: {problem}")
         answer, reason = passed, "answered"
         # That memory failed is no reason to lose the answer.
-        detail = run.outside.keep(run.who, partial(run.agent.memory.end, run, passed), run.until)
+        kept = run.outside.keep(run.who, partial(run.agent.memory.end, run, passed), run.until)
+        cut = CUT if run.messages and run.messages[-1].finish_reason == "length" else ""
+        detail = kept if cut in kept else "; ".join(filter(None, (cut, kept)))  # a replay keeps what it was told
     except Ended as end:
         reason, detail = end.reason, end.detail
         answer, value = _draft(run) if reason != "refused" else "", None

@@ -287,6 +287,13 @@ def test_wrong_limits_and_agents_are_refused_by_name(unchecked) -> None:
 # -- answers by schema -------------------------------------------------------------------------------------------------
 
 
+def test_an_answer_that_was_cut_says_so() -> None:
+    said = Message("assistant", "half of", finish_reason="length")
+    events = run(ScriptedChat([said]))
+    assert last(events).reason == "answered" and "was cut" in last(events).detail and list(replay(events)) == events
+    assert last(run(ScriptedChat(["whole"]))).detail == ""
+
+
 def test_answers_obey_the_schema() -> None:
     fenced = 'Here it is:\n```json\n{"n": 3}\n```'
     for said in ('{"n": 3}', fenced, 'The answer is {"n": 3}, I think.'):

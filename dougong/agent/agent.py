@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 from dougong.agent.events import Event
 from dougong.agent.guards.guard import Guard
+from dougong.agent.held import sound
 from dougong.agent.limits import Limits
 from dougong.agent.memory import Memory, Window
 from dougong.agent.outside import Approve, Live, Outside
@@ -80,7 +81,7 @@ class Agent:
 
         schema: a JSON schema that the answer obeys (`Finished.value` is the parsed answer). history: what was said
         before. Nothing happens before the first event is asked for; closing the iterator ends the run.
-        Raises DougongError for a task that is empty.
+        Raises DougongError for a task that is empty, and for a schema that is none.
         """
         return self.begin(task, Live(), schema=schema, history=history)
 
@@ -97,6 +98,8 @@ class Agent:
 
         if not task.strip():
             raise DougongError("the task is empty; say what is to be done")
+        if schema is not None:
+            sound(schema)
         return events(Run(self, task, outside, history=history, schema=schema))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from dougong.agent.pattern import found
 from dougong.base import DougongError, nearest
 
-_NAMES = {
+NAMES = {
     "string": "a string",
     "integer": "an integer",
     "number": "a number",
@@ -73,12 +73,12 @@ def _check(schema: Any, value: Any, where: str, root: Any) -> None:
     if not isinstance(schema, Mapping):
         raise DougongError(f"the schema of {where or 'the arguments'} is {told(schema)}; expected an object")
     if "$ref" in schema:
-        _check(_resolved(schema["$ref"], root), value, where, root)
+        _check(resolved(schema["$ref"], root), value, where, root)
     kinds = schema.get("type")
     if kinds is not None:
         kinds = kinds if isinstance(kinds, list) else [kinds]
         if not any(_is(kind, value) for kind in kinds):
-            raise _wrong(where, value, " or ".join(_NAMES.get(str(kind), str(kind)) for kind in kinds))
+            raise _wrong(where, value, " or ".join(NAMES.get(str(kind), str(kind)) for kind in kinds))
     if "const" in schema and not same(schema["const"], value):
         raise _wrong(where, value, told(schema["const"]))
     if "enum" in schema and not any(same(choice, value) for choice in schema["enum"]):
@@ -96,7 +96,8 @@ def _check(schema: Any, value: Any, where: str, root: Any) -> None:
     _check_choices(schema, value, where, root)
 
 
-def _resolved(reference: Any, root: Any) -> Any:
+def resolved(reference: Any, root: Any) -> Any:
+    """The part of the schema `root` that a $ref names. Raises DougongError where there is none."""
     place = root
     steps = str(reference).split("/")
     if len(steps) == 1 and len(steps[0]) > 1 and steps[0][0] == "#":
@@ -219,7 +220,7 @@ def _expected(schema: Any) -> str:
         choices = schema.get("enum", [schema.get("const")])
         return "one of " + ", ".join(told(choice) for choice in choices)[:300]
     kinds = schema.get("type", "another form")
-    return " or ".join(_NAMES.get(str(kind), str(kind)) for kind in (kinds if isinstance(kinds, list) else [kinds]))
+    return " or ".join(NAMES.get(str(kind), str(kind)) for kind in (kinds if isinstance(kinds, list) else [kinds]))
 
 
 def _fault(schema: Any, value: Any, where: str, root: Any) -> str | None:

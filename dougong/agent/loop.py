@@ -17,6 +17,7 @@ from dougong.agent.answers import parsed
 from dougong.agent.delegate import Delegate
 from dougong.agent.events import AnswerRejected, Described, Event, Finished, Guarded, Place, Started
 from dougong.agent.guards.guard import Finding
+from dougong.agent.held import loosened
 from dougong.agent.limits import Ended
 from dougong.base import DougongError, record_to
 from dougong.chat import Message
@@ -24,6 +25,9 @@ from dougong.chat import Message
 if TYPE_CHECKING:
     from dougong.agent.agent import Agent
     from dougong.agent.run import Run, Steps
+
+
+CUT = "the answer was cut at the most tokens that the model may write"
 
 
 def events(run: Run) -> Iterator[Event]:
@@ -49,7 +53,9 @@ def events(run: Run) -> Iterator[Event]:
                 raise Ended("schema", f"what guards took out left no valid answer: {problem}")
         answer, reason = passed, "answered"
         # That memory failed is no reason to lose the answer.
-        detail = run.outside.keep(run.who, partial(run.agent.memory.end, run, passed), run.until)
+        kept = run.outside.keep(run.who, partial(run.agent.memory.end, run, passed), run.until)
+        cut = CUT if run.messages and run.messages[-1].finish_reason == "length" else ""
+        detail = kept if cut in kept else "; ".join(filter(None, (cut, kept)))  # a replay keeps what it was told
     except Ended as end:
         reason, detail = end.reason, end.detail
         answer, value = _draft(run) if reason != "refused" else "", None
@@ -149,11 +155,22 @@ def _obeying(run: Run, schema: dict[str, Any], answer: str) -> Steps[tuple[str, 
     if problem:
         yield run.event(AnswerRejected, problem=problem, forced=True)
         _reject(run, answer, problem, schema)
-        shown = yield from run.agent.memory.view(run)
-        value, problem = parsed((yield from run.ask(shown, schema=schema)).content, schema)
+        value, problem = parsed((yield from _held(run, schema)), schema)
     if problem:
         raise Ended("schema", problem)
     return json.dumps(value, ensure_ascii=False), value
+
+
+def _held(run: Run, schema: dict[str, Any]) -> Steps[str]:
+    """An answer that the model itself is held to: to the schema, or, where it cannot be, to what it can."""
+    shown = yield from run.agent.memory.view(run)
+    loose = loosened(schema)
+    try:
+        return (yield from run.ask(shown, schema=schema)).content
+    except Ended as end:
+        if end.reason != "model" or loose == schema:
+            raise
+    return (yield from run.ask(shown, schema=loose)).content
 
 
 def _reject(run: Run, answer: str, problem: str, schema: dict[str, Any]) -> None:

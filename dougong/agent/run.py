@@ -147,6 +147,8 @@ class Run:
         shown = yield from self.agent.memory.view(self)
         offered = [action.tool for action in self.tools.values()] if tools else []
         answer = yield from self.ask(shown, tools=offered, stop=stop, purpose=purpose)
+        if not tools and answer.tool_calls:  # of tools that nobody offered: no result will follow them
+            answer = replace(answer, tool_calls=())
         self.messages.append(answer)
         if purpose == "answer" and answer.content.strip():
             self.draft = answer.content

@@ -1,21 +1,25 @@
 """The JSON schema of a function's arguments, and how JSON becomes what the function takes.
 
 Known types: str, int, float, bool, None, list, tuple, set, dict, Literal, Enum, Optional and unions, dataclasses,
-TypedDicts, Any, and Annotated[type, "description"]. Unknown arguments are refused (additionalProperties is false).
+TypedDicts, NamedTuples, dates and times, UUID, Path, Any, and Annotated[type, "description"]. Unknown arguments are
+refused (additionalProperties is false).
 """
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import datetime
 import enum
 import functools
 import inspect
 import json
 import types
 import typing
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
 
 from dougong.agent.check import check
@@ -146,6 +150,14 @@ _SCALARS: dict[Any, Shape] = {
     type(None): Shape({"type": "null"}, lambda value: value),
     Any: Shape({}, lambda value: value),
 }
+_TEXTS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
+    # what reads it, JSON Schema's format, and an example
+    datetime.date: (datetime.date.fromisoformat, "date", "2024-05-31"),
+    datetime.time: (datetime.time.fromisoformat, "time", "18:30:00"),
+    datetime.datetime: (datetime.datetime.fromisoformat, "date-time", "2024-05-31T18:30:00"),
+    uuid.UUID: (uuid.UUID, "uuid", "123e4567-e89b-12d3-a456-426614174000"),
+    Path: (Path, "", ""),
+}
 _LISTS: dict[Any, Callable[[Any], Any]] = {
     list: list,
     tuple: tuple,
@@ -185,13 +197,34 @@ def shape_of(kind: Any, where: str, inside: tuple[Any, ...] = ()) -> Shape:
         item = shape_of(inner[1], where, inside) if inner else _SCALARS[Any]
         more = {"additionalProperties": item.schema} if item.schema else {}
         return Shape({"type": "object", **more}, lambda value: {key: item.read(each) for key, each in value.items()})
+    if isinstance(kind, type) and kind in _TEXTS:
+        return _text(kind, where)
     if isinstance(kind, enum.EnumMeta):
         values, write = _written(kind)
         members = {json.dumps(write(member)): member for member in kind}
         return _choice(values, lambda value: members[json.dumps(value)], where)
-    if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+    if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or _named(kind):
         return _record(kind, where, inside)
     raise DougongError(f"{where} is {kind!r}, which JSON cannot say; take text, numbers, lists, dicts or a dataclass")
+
+
+def _named(kind: Any) -> bool:
+    """Whether a type is a NamedTuple whose fields have types."""
+    fields = getattr(kind, "_fields", ()) if isinstance(kind, type) and issubclass(kind, tuple) else ()
+    return bool(fields) and set(fields) <= set(kind.__annotations__)
+
+
+def _text(kind: Any, where: str) -> Shape:
+    """What JSON has as a text of a certain form."""
+    make, form, example = _TEXTS[kind]
+
+    def read(value: str) -> Any:
+        try:
+            return make(value)
+        except ValueError:
+            raise DougongError(f"{where} is {value!r:.60}; expected a {form} such as {example}") from None
+
+    return Shape({"type": "string", **({"format": form} if form else {})}, read)
 
 
 def _written(kind: Any) -> tuple[list[Any], Callable[[Any], Any]]:
@@ -220,13 +253,17 @@ def _union(choices: tuple[Any, ...], where: str, inside: tuple[Any, ...]) -> Sha
     shapes = [shape_of(choice, where, inside) for choice in ordered]
 
     def read(value: Any) -> Any:
+        fault = f"{where} is {value!r}, which no form of it takes"
         for shape in shapes:
             try:
                 check(shape.schema, value, where)
             except DougongError:
                 continue
-            return shape.read(value)
-        raise DougongError(f"{where} is {value!r}, which no form of it takes")
+            try:
+                return shape.read(value)
+            except DougongError as error:  # a text, but no date: perhaps another form takes it
+                fault = str(error)
+        raise DougongError(fault)
 
     return Shape({"anyOf": [shape.schema for shape in shapes]}, read)
 
@@ -250,7 +287,7 @@ def _list(base: Any, inner: tuple[Any, ...], where: str, inside: tuple[Any, ...]
 
 
 def _record(kind: Any, where: str, inside: tuple[Any, ...]) -> Shape:
-    """A dataclass or a TypedDict: an object whose keys are its fields."""
+    """A dataclass, a TypedDict or a NamedTuple: an object whose keys are its fields."""
     if kind in inside:
         raise DougongError(f"{where} holds {kind.__name__} inside itself; a tool's arguments may not recur")
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -263,6 +300,8 @@ def _record(kind: Any, where: str, inside: tuple[Any, ...]) -> Shape:
         }
         names = list(hints)
         make: Callable[..., Any] = dict
+    elif _named(kind):
+        names, optional, make = list(kind._fields), set(kind._field_defaults), kind
     else:
         fields = [each for each in dataclasses.fields(kind) if each.init]
         missing = dataclasses.MISSING

@@ -35,6 +35,16 @@ def native(run: Run, *, task: str | None = None, fresh: bool = True) -> Steps[st
         again = once_more(run, again, problem)
 
 
+def conclude(run: Run) -> Steps[str]:
+    """The answer to what was said last, without tools; an empty one is asked for again. Raises Ended."""
+    again = 0
+    while True:
+        answer = yield from run.think(tools=False)
+        if answer.content.strip():
+            return answer.content.strip()
+        again = once_more(run, again, "The answer was empty. Give the answer to the task.")
+
+
 def unusable(answer: Message) -> str:
     """What keeps a message without calls from being an answer; "" for nothing."""
     if answer.notes:

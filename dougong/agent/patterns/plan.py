@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dougong.agent.events import Planned
-from dougong.agent.patterns.native import Pattern
+from dougong.agent.patterns.native import Pattern, conclude
 from dougong.agent.patterns.react import react
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plan(run: Run, *, base: Pattern = react, most: int = 6, replans: int = 3) ->
     run.begin(
         run.form, task=f"Task: {run.task}\n\nWhat was done:\n{_told(done)}\n\nGive the answer to the task from this."
     )
-    return (yield from run.think(tools=False)).content.strip()
+    return (yield from conclude(run))
 
 
 def _planned(run: Run, prompt: str, most: int) -> Steps[list[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dougong.agent.delegate import delegate, stopped
 from dougong.agent.limits import Ended
+from dougong.agent.patterns.native import conclude
 from dougong.agent.teams.names import alike, names
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def debate(run: Run, *, members: Sequence[Agent], rounds: int = 2) -> Steps[str]
         task=f"Task: {run.task}\n\nThese answers were given:\n\n{_listed(said)}\n\nYou are the judge. Weigh the "
         "reasons, and give the right answer to the task, whole. Most votes do not make an answer right.",
     )
-    return (yield from run.think(tools=False, purpose="answer")).content.strip()
+    return (yield from conclude(run))
 
 
 def _task(task: str, name: str, said: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
 from dougong.agent import Agent, Limits, native, react_text, replay
 from dougong.chat import LocalChat, ScriptedChat
@@ -40,6 +41,25 @@ def test_a_model_of_no_sense_obeys_a_schema(chat: LocalChat) -> None:
     end = last(list(agent.run("one or two?", schema=schema)))
     # The first answer may be empty, which is for the policy to end on; what is answered obeys.
     assert end.reason == "answered" and end.value in ({"n": 1}, {"n": 2})
+
+
+UNIQUE = {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2, "uniqueItems": True}
+BOTH = {
+    "allOf": [
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]},
+    ]
+}
+
+
+@pytest.mark.parametrize("schema", [UNIQUE, BOTH])
+def test_what_cannot_be_generated_is_checked(chat: LocalChat, schema) -> None:
+    pytest.importorskip("xgrammar")
+    sampling = Sampling(max_tokens=64, temperature=1.0, seed=3)
+    agent = Agent(chat, sampling=sampling, limits=Limits(corrections=0, retries=0))
+    events = list(agent.run("which?", schema=schema))
+    assert last(events).reason == "answered" and Draft202012Validator(schema).is_valid(last(events).value)
+    assert list(replay(events)) == events
 
 
 def test_the_command_line_makes_room_in_a_small_context(chat: LocalChat) -> None:

@@ -287,6 +287,13 @@ def test_wrong_limits_and_agents_are_refused_by_name(unchecked) -> None:
 # -- answers by schema -------------------------------------------------------------------------------------------------
 
 
+def test_an_answer_that_was_cut_says_so() -> None:
+    said = Message("assistant", "half of", finish_reason="length")
+    events = run(ScriptedChat([said]))
+    assert last(events).reason == "answered" and "was cut" in last(events).detail and list(replay(events)) == events
+    assert last(run(ScriptedChat(["whole"]))).detail == ""
+
+
 def test_answers_obey_the_schema() -> None:
     fenced = 'Here it is:\n```json\n{"n": 3}\n```'
     for said in ('{"n": 3}', fenced, 'The answer is {"n": 3}, I think.'):
@@ -312,6 +319,34 @@ def test_at_last_the_model_is_held_to_the_schema() -> None:
     end = last(run(ScriptedChat(["a", "b", "c", "d"]), schema=NUMBER))
     assert end.reason == "schema" and end.value is None and "no JSON" in end.detail
     assert last(run(ScriptedChat(["[1, 2]"]), schema={"type": "array", "items": {"type": "integer"}})).value == [1, 2]
+
+
+def test_a_model_is_held_to_as_much_of_the_schema_as_it_takes() -> None:
+    schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+    refused = Failure(status=400, message="uniqueItems is not supported")
+    with ScriptedChat(["a", "b", "c", refused, "[1, 2]"]) as model:
+        events = run(model, schema=schema)
+        assert model.asked[4].schema == {"type": "array", "items": {"type": "integer"}}
+    assert last(events).value == [1, 2] and list(replay(events)) == events
+    with ScriptedChat(["a", "b", "c", refused, "[1, 1]"]) as model:
+        assert last(run(model, schema=schema)).reason == "schema"
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "strin"}, "the schema.type is 'strin'; did you mean 'string'"),
+        ({"type": "object", "properties": ["a"]}, r"the schema.properties is \['a'\]; expected an object of schemas"),
+        ({"enum": []}, r"the schema.enum is \[\]; expected a list with at least one value"),
+        ({"required": "a"}, "the schema.required is 'a'; expected a list of names"),
+        ({"properties": {"a": {"items": 3}}}, "the schema.properties.a.items is 3; expected an object, true or false"),
+        ({"anyOf": [{"type": "text"}]}, r"the schema.anyOf\[0\].type is 'text'"),
+        ({"$ref": "#/nowhere"}, "refers to '#/nowhere', which it does not hold"),
+    ],
+)
+def test_what_is_no_schema_is_told_before_the_run(schema, words: str) -> None:
+    with pytest.raises(DougongError, match=words):
+        run(ScriptedChat([]), schema=schema)
 
 
 # -- it ends -----------------------------------------------------------------------------------------------------------

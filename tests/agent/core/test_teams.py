@@ -219,6 +219,17 @@ def test_a_debate_that_agrees_needs_no_judge_and_silence_is_no_vote() -> None:
     assert end.reason == "error" and "no member" in end.detail
 
 
+def test_a_judge_that_says_nothing_or_calls_is_asked_again() -> None:
+    members = (member("a", "5"), member("b", "6"))
+    with ScriptedChat([calls(call("add", a=2, b=3)), " ", Step("5", expects="was empty")]) as model:
+        events = run(model, tools=[add], policy=partial(debate, members=members, rounds=1))
+        assert not any(message.tool_calls for asked in model.asked for message in asked.messages)
+    assert last(events).answer == "5" and list(replay(events)) == events
+    members = (member("a", "5"), member("b", "6"))
+    end = last(run(ScriptedChat([" "] * 3), policy=partial(debate, members=members, rounds=1)))
+    assert (end.reason, end.answer) == ("model", "5")
+
+
 def test_two_roles_talk_until_it_is_done() -> None:
     leader = member(
         "boss", Step("Write it.", expects="worker does the work"), Step("DONE: the poem", expects="worker: roses")

@@ -7,7 +7,10 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Annotated, Any, Literal, NewType, NotRequired, TypedDict
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, TypedDict
+from uuid import UUID
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -47,6 +50,11 @@ class Order(TypedDict):
 class Line:
     ends: tuple[Point, Point]
     tags: list[str] = field(default_factory=list)
+
+
+class Seat(NamedTuple):
+    row: str
+    number: int = 1
 
 
 class Node(TypedDict):
@@ -108,6 +116,22 @@ KINDS: list[tuple[Any, dict[str, Any], Any, Any]] = [
         {"item": "a"},
         {"item": "a"},
     ),
+    (
+        Seat,
+        {
+            "type": "object",
+            "properties": {"row": {"type": "string"}, "number": {"type": "integer"}},
+            "required": ["row"],
+            "additionalProperties": False,
+        },
+        {"row": "b"},
+        Seat("b"),
+    ),
+    (date, {"type": "string", "format": "date"}, "2024-05-31", date(2024, 5, 31)),
+    (datetime, {"type": "string", "format": "date-time"}, "2024-05-31T18:30:00", datetime(2024, 5, 31, 18, 30)),
+    (UUID, {"type": "string", "format": "uuid"}, str(UUID(int=7)), UUID(int=7)),
+    (Path, {"type": "string"}, "a/b", Path("a/b")),
+    (date | str, {"anyOf": [{"type": "string", "format": "date"}, {"type": "string"}]}, "soon", "soon"),
 ]
 
 
@@ -124,6 +148,16 @@ def test_types(kind, expected, given, read):
     assert made.call({"value": given}) == "null"
     assert seen == [read]
     assert type(seen[0]) is type(read)
+
+
+@pytest.mark.parametrize("kind", [date, date | None])
+def test_a_text_that_is_no_date_is_told(kind):
+    def take(value) -> None:
+        raise AssertionError("it is not called")
+
+    take.__annotations__["value"] = kind
+    with pytest.raises(ToolError, match=r"of take is '31\.5\.'; expected a date such as 2024-05-31"):
+        tool(take).call({"value": "31.5."})
 
 
 def test_records_inside_records():

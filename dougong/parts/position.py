@@ -131,8 +131,9 @@ class Alibi(Position):
 class Relative(Position):
     """A trained number for each head and bucket of distances (T5, Raffel et al. 2020).
 
-    Half of the buckets are single distances, the rest grow in logarithmic steps up to `reach`; both_ways gives the
-    future buckets of its own. The table (buckets, heads) belongs to the model: all its layers share it.
+    Half of the buckets are single distances, the rest grow in logarithmic steps up to `reach`, and the last one has all
+    distances from there on; both_ways gives the future buckets of its own. The table (buckets, heads) belongs to the
+    model: all its layers share it.
     """
 
     tagged: ClassVar[bool] = True
@@ -140,6 +141,12 @@ class Relative(Position):
     buckets: int = 32
     reach: int = 128
     both_ways: bool = False
+
+    def __post_init__(self) -> None:
+        if self.buckets < (least := 4 if self.both_ways else 2) or self.reach < 1:
+            raise DougongError(
+                f"relative positions in {self.buckets} buckets up to {self.reach}; expected at least {least} and 1"
+            )
 
     def bucket(self, distance: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """The bucket of query position minus key position."""
@@ -151,6 +158,8 @@ class Relative(Position):
         else:
             distance = distance.clamp(min=0)
         single = count // 2
+        if self.reach <= single:  # no steps
+            return first + torch.where(distance < single, distance, count - 1)
         steps = (distance.float().clamp(min=1) / single).log() / math.log(self.reach / single) * (count - single)
         far = (single + steps.long()).clamp(max=count - 1)
         return first + torch.where(distance < single, distance, far)

@@ -13,7 +13,7 @@ import torch
 import dougong
 from dougong.base import DougongError
 from dougong.hub import LanguageModel
-from dougong.hub.families import FAMILIES, family_for, llama, mistral, qwen2, qwen3
+from dougong.hub.families import FAMILIES, family_for, gpt2, llama, mistral, qwen2, qwen3
 from dougong.hub.families.common import ACTIVATIONS
 from dougong.model import Model, ModelSpec, decoder_spec, initialise
 from dougong.parts import feedforward
@@ -108,7 +108,7 @@ def test_the_first_family_that_can_is_chosen() -> None:
         (mistral, change(PLAIN, layer=1, window=5), "layers[1].mixer.window = 5"),
         (qwen2, PLAIN, "layers[0].mixer.bias = False"),
         (qwen3, PLAIN, "layers[0].mixer.qk_norm = None"),
-        (FAMILIES["gpt2"], PLAIN, "ffn of GatedMLP"),
+        (gpt2, PLAIN, "ffn of GatedMLP"),
     ],
 )
 def test_what_a_family_cannot_express(family: Any, spec: ModelSpec, words: str) -> None:

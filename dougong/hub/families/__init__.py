@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 from dougong.base import DougongError
 from dougong.hub.families.reader import HARMLESS
@@ -30,6 +31,27 @@ class Family(Protocol):
         ...
 
 
+@final
+@dataclass(frozen=True)
+class _Headed:
+    """A family, with the names of heads for tasks, which are the same on decoders of all families."""
+
+    module: Family
+
+    def from_config(self, config: Mapping[str, Any]) -> ModelSpec:
+        return self.module.from_config(config)
+
+    def to_config(self, spec: ModelSpec) -> dict[str, Any]:
+        return self.module.to_config(spec)
+
+    def keys(self, spec: ModelSpec) -> KeyMap:
+        from dougong.hub.families.tasks import decoder_task_keys
+
+        keys = self.module.keys(spec)
+        named = any(own.startswith("task.") for rule in keys.rules for own in rule.own)
+        return keys if named or not spec.causal or spec.encoder is not None else decoder_task_keys(spec, keys)
+
+
 class _Families(Mapping[str, Family]):
     """Modules by config.json's model_type, imported when first asked for."""
 
@@ -39,7 +61,7 @@ class _Families(Mapping[str, Family]):
     def __getitem__(self, name: str) -> Family:
         family = import_module(f"{__name__}.{self._modules[name]}")
         assert isinstance(family, Family)
-        return family
+        return _Headed(family)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)

@@ -14,6 +14,7 @@ from dougong.hub.families.layers import bias, decoder, local_layers, nth
 from dougong.hub.families.names import SANDWICH_NORMS, llama_keys
 from dougong.hub.families.rope import turns_by_window
 from dougong.hub.families.table import Table, the_norm
+from dougong.hub.families.tasks import DecoderHeads
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
@@ -34,6 +35,7 @@ TABLE = Table(
     ),
     always={**SANDWICH, "mixer.qk_norm": the_norm},
     silent="cache_implementation",
+    heads=DecoderHeads("Gemma3ForCausalLM", "Gemma3Text"),
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config
 

@@ -10,7 +10,7 @@ from dougong.hub.families.layers import GATED, bias, decoder
 from dougong.hub.families.names import LLAMA_KEYS
 from dougong.hub.families.rope import turns
 from dougong.hub.families.table import Table
-from dougong.hub.families.tasks import DecoderHeads, decoder_task_keys
+from dougong.hub.families.tasks import decoder_task_keys
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
@@ -20,11 +20,10 @@ TABLE = Table(
     "LlamaForCausalLM",
     GATED,
     (*decoder(2048), bias(), flag("mlp_bias", "ffn.bias", False), turns()),
-    heads=DecoderHeads("Llama"),
     divides=True,
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return decoder_task_keys(spec, LLAMA_KEYS)
+    return decoder_task_keys(spec, LLAMA_KEYS, "transformer.")

@@ -9,7 +9,7 @@ from dougong.hub.families.layers import GATED, decoder, qwen_windows
 from dougong.hub.families.names import LLAMA_KEYS
 from dougong.hub.families.rope import turns
 from dougong.hub.families.table import Table
-from dougong.hub.families.tasks import DecoderHeads, decoder_task_keys
+from dougong.hub.families.tasks import decoder_task_keys
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
@@ -20,10 +20,9 @@ TABLE = Table(
     GATED,
     (*decoder(32768, kv_heads=32), qwen_windows(), turns()),
     always={"mixer.bias": True},
-    heads=DecoderHeads("Qwen2"),
 )
 from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return decoder_task_keys(spec, LLAMA_KEYS)
+    return decoder_task_keys(spec, LLAMA_KEYS, "transformer.")

@@ -9,6 +9,7 @@ from dougong.hub.families.layers import GATED, bias, decoder, qwen_windows
 from dougong.hub.families.names import LLAMA_KEYS
 from dougong.hub.families.rope import turns
 from dougong.hub.families.table import Table, the_norm
+from dougong.hub.families.tasks import decoder_task_keys
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
@@ -24,4 +25,4 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return LLAMA_KEYS
+    return decoder_task_keys(spec, LLAMA_KEYS, "transformer.")

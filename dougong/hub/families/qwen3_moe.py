@@ -13,6 +13,7 @@ from dougong.hub.families.reader import Reader
 from dougong.hub.families.rope import turns
 from dougong.hub.families.sparse import ACTIVATION, KINDS, PLAIN, STEPS, expert_keys, experts
 from dougong.hub.families.table import Table, the_norm
+from dougong.hub.families.tasks import decoder_task_keys
 from dougong.hub.keymap import KeyMap
 from dougong.model.spec import ModelSpec
 
@@ -56,4 +57,4 @@ from_config, to_config = TABLE.from_config, TABLE.to_config
 
 
 def keys(spec: ModelSpec) -> KeyMap:
-    return expert_keys("mlp")
+    return decoder_task_keys(spec, expert_keys("mlp"), "transformer.")

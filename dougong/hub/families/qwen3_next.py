@@ -12,6 +12,7 @@ from dougong.hub.families.hybrid import ALWAYS, TRAINING, experts, hybrid, hybri
 from dougong.hub.families.names import both
 from dougong.hub.families.sparse import HYBRID, STEPS, unless_fewer
 from dougong.hub.families.table import Table
+from dougong.hub.families.tasks import decoder_task_keys
 from dougong.hub.keymap import KeyMap, Rule
 from dougong.hub.layouts import Groups
 from dougong.model.spec import ModelSpec
@@ -43,4 +44,4 @@ def keys(spec: ModelSpec) -> KeyMap:
             *both("in_proj_ba", "beta", "decay.step", layout=Groups((group, group))),
         )
 
-    return hybrid_keys(spec, fused)
+    return decoder_task_keys(spec, hybrid_keys(spec, fused), "transformer.")

@@ -11,6 +11,7 @@ from dougong.base import DougongError
 from dougong.hub.families.common import exact, first_layer
 from dougong.hub.families.fields import Entry, Given, Parts, change, made, put, written
 from dougong.hub.families.reader import Reader
+from dougong.hub.families.tasks import CAUSAL, DecoderHeads
 from dougong.hub.predicting import without
 from dougong.model.spec import LayerSpec, ModelSpec
 from dougong.parts.embedding import Embedding, Head
@@ -75,7 +76,7 @@ class Table:
              `exact` then sees whether what is usual gives the spec back
     each     fields of which layers have their own, by place in "layer" or in a kind of mixer: functions of what was
              read and of the layer's number
-    heads    that its models may have besides the one of `architecture`
+    heads    that its models may have besides the one of `architecture`; None: those of decoders, on a decoder
     predicts its files may hold layers that predict further tokens
     divides  transformers refuses its configs where heads do not divide the width, whatever their size
     """
@@ -97,20 +98,23 @@ class Table:
         reader = Reader(self.family, config)
         given = self.read(reader)
         spec = self.model(reader, given)
-        if self.heads is not None:
-            spec = self.heads.read(reader, spec, given)
+        if (heads := self._heads()) is not None:
+            spec = heads.read(reader, spec, given)
         reader.refuse_rest()
         return spec
 
     def to_config(self, spec: ModelSpec) -> dict[str, Any]:
         body, architecture, more = spec, self.architecture, {}
-        if self.heads is not None:
-            body, architecture, more = self.heads.write(self.family, spec)
+        if (heads := self._heads()) is not None:
+            body, architecture, more = heads.write(self.family, spec)
         bare = without(self.family, spec) if self.predicts else spec
         config = exact(self.family, architecture, bare, {**self.write(body), **more}, self.from_config)
         if self.divides and spec.width % (heads := config["num_attention_heads"]):
             raise DougongError(f"{self.family} cannot express a width of {spec.width} that {heads} heads do not divide")
         return config
+
+    def _heads(self) -> Heads | None:
+        return DecoderHeads(self.architecture) if self.heads is None and CAUSAL in self.architecture else self.heads
 
     def read(self, config: Reader) -> Given:
         """The fields that the keys set. Raises DougongError for a key that must be there and is not, and for a value

@@ -6,7 +6,7 @@ modeling_layers). Encoders have heads of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -19,6 +19,7 @@ from dougong.parts.embedding import Head, Transform
 from dougong.parts.heads import Classifier, Pooled, Span, Task, TokenClassifier
 
 CLASSES, TOKENS, SPAN, BARE = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"
+CAUSAL = "ForCausalLM"
 
 
 def read_architecture(config: Reader, name: str, known: Mapping[str, Any] | tuple[str, ...], usual: str) -> str:
@@ -85,37 +86,63 @@ def write_task(family: str, spec: ModelSpec, usual: str) -> tuple[str, dict[str,
 @final
 @dataclass(frozen=True)
 class DecoderHeads:
-    """Of a decoder whose family has `name` in `architectures`. An architecture that is not known is a decoder's with
-    the usual head, for many programs have names of their own."""
+    """Of a decoder whose usual architecture is `usual`. One that is not known is a decoder's with the usual head, for
+    many programs have names of their own.
 
-    name: str
+    other: what stands before the names of the other heads, where that is not what stands before the usual one's
+    """
+
+    usual: str
+    other: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.other or self.usual.removesuffix(CAUSAL)
 
     def read(self, config: Reader, body: ModelSpec, given: Given) -> ModelSpec:
         names = config.raw("architectures") or [""]
         if not isinstance(names, list):
             raise config.wrong("architectures", names, "a list of names")
         kind = str(names[0]).removeprefix(self.name)
+        if kind not in (BARE, CLASSES, TOKENS, SPAN):
+            config.pass_over("classifier_dropout")
+            return body
         dropout = read_dropout(config, config.share("hidden_dropout", 0.1)) if kind != CLASSES else 0.0
         task = read_task(config, kind, dropout, {"at": "last", "bias": False})
-        return replace(body, head=None if kind in (BARE, CLASSES, TOKENS, SPAN) else body.head, task=task)
+        return replace(body, head=None, task=task)
 
     def write(self, family: str, spec: ModelSpec) -> tuple[ModelSpec, str, dict[str, Any]]:
-        kind, keys = write_task(family, spec, "ForCausalLM")
-        return replace(spec, head=spec.head or Head(tied=False), task=None), self.name + kind, keys
+        kind, keys = write_task(family, spec, CAUSAL)
+        body = replace(spec, head=spec.head or Head(tied=False), task=None)
+        return body, self.usual if kind == CAUSAL else self.name + kind, keys
 
 
-def decoder_task_keys(spec: ModelSpec, keys: KeyMap, span_prefix: str = "transformer.") -> KeyMap:
+def decoder_task_keys(spec: ModelSpec, keys: KeyMap, span_prefix: str | None = None) -> KeyMap:
     """The names of a decoder's weights under the head that it has. `span_prefix` stands for the family's own before
     the body's names in models for question answering (an old habit of some families)."""
-    own = keys.prefix
-
-    def named(prefix: str) -> KeyMap:
-        rules = (replace(rule, foreign=prefix + rule.foreign.removeprefix(own)) for rule in keys.rules)
-        constants = tuple(prefix + each.removeprefix(own) for each in keys.constants)
-        return replace(keys, rules=tuple(rules), constants=constants, prefix=prefix)
-
     if spec.task is None:
-        return keys if spec.head is not None else named("")
-    keys, output = (named(span_prefix), "qa_outputs") if isinstance(spec.task, Span) else (keys, "score")
+        return keys if spec.head is not None else _renamed(keys, "")
+    span = isinstance(spec.task, Span)
+    keys = keys if span_prefix is None or not span else _renamed(keys, span_prefix)
+    output = "qa_outputs" if span else "score"
     kinds = ("weight", "bias")
     return replace(keys, rules=(*keys.rules, *(Rule(f"{output}.{kind}", (f"task.output.{kind}",)) for kind in kinds)))
+
+
+def _renamed(keys: KeyMap, prefix: str) -> KeyMap:
+    """With another prefix before the names of the body."""
+
+    def new(name: str) -> str:
+        return prefix + name.removeprefix(keys.prefix) if name.startswith(keys.prefix) else name
+
+    def rules(those: Iterable[Rule]) -> tuple[Rule, ...]:
+        return tuple(replace(rule, foreign=new(rule.foreign)) for rule in those)
+
+    return replace(
+        keys,
+        rules=rules(keys.rules),
+        instead=rules(keys.instead),
+        constants=tuple(map(new, keys.constants)),
+        derived={new(name): make for name, make in keys.derived.items()},
+        prefix=prefix,
+    )

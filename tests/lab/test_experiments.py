@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,6 +229,30 @@ def test_learned_positions_have_no_row_beyond_their_table():
     model = initialise(Model(positions.EXPERIMENT.variant("learned").spec), 0)
     with pytest.raises(DougongError, match=str(positions.TRAINED)):
         model(torch.zeros(1, positions.TRAINED + 1, dtype=torch.int64))
+
+
+def test_an_interrupted_experiment_goes_on_as_if_nothing_had_been(small, tmp_path, monkeypatch, capsys):
+    spec = heads.specs()["MHA"]
+    monkeypatch.setattr(heads, "specs", lambda: {"MHA": spec})
+    command = ["lab", "heads", "--steps", "3", "--seeds", "1", "--quiet", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    draw, drawn = Bytes.draw, []
+
+    def interrupted(self: Bytes, rng: np.random.Generator, rows: int):
+        drawn.append(rows)
+        if len(drawn) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return draw(self, rng, rows)
+
+    monkeypatch.setattr(Bytes, "draw", interrupted)
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "parts")]) == 130
+    assert "lab heads: stopped after update" in (said := capsys.readouterr().err)
+    assert "the same command goes on" in said and "fault" not in said
+    assert not list((tmp_path / "parts").glob("*/*/measured.json"))
+    assert main([*command, str(tmp_path / "parts")]) == 0
+    both = [read_json(tmp_path / each / "MHA" / "0" / "measured.json") for each in ("whole", "parts")]
+    assert both[0] == both[1]
 
 
 def test_an_unknown_experiment_is_named(capsys):

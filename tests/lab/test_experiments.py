@@ -225,6 +225,17 @@ def test_yarn_stretches_the_same_weights_over_the_reach():
         assert not torch.allclose(model(tokens).logits, other(tokens).logits)
 
 
+def test_positions_say_which_neighbours_are_told_apart():
+    near, far = [2.0, 2.1, 2.2], [3.0, 3.1, 3.2]
+    values = {
+        "RoPE": {"inside": near, "beyond": far, "YaRN inside": [2.1, 2.1, 2.1], "YaRN beyond": near},
+        "learned": {"inside": far},
+    }
+    told = positions.EXPERIMENT.verdict(Results(values))
+    assert "RoPE 2.100 ± 0.248 ~ RoPE + YaRN 2.100 ± 0.000 < learned 3.100 ± 0.248." in told[0]
+    assert "RoPE + YaRN 2.100 ± 0.248 < RoPE 3.100 ± 0.248" in told[1] and "learned positions have no row" in told[1]
+
+
 def test_learned_positions_have_no_row_beyond_their_table():
     model = initialise(Model(positions.EXPERIMENT.variant("learned").spec), 0)
     with pytest.raises(DougongError, match=str(positions.TRAINED)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -44,12 +45,18 @@ def run(args: list[str]) -> int:
     from dougong.lab import experiment
     from dougong.lab.experiment import Budget, run_experiment
     from dougong.report import Section, page, paragraph
+    from dougong.train import Stopped
 
     chosen = experiment(options.name)
     usual = chosen.budget()
     budget = Budget(options.steps or usual.steps, usual.rows, options.seeds or usual.seeds)
     folder = options.out or Path("runs/lab") / options.name
-    results = run_experiment(chosen, folder, budget, options.quiet)
+    try:
+        results = run_experiment(chosen, folder, budget, options.quiet)
+    except Stopped as stopped:
+        done = str(stopped).partition(";")[0]
+        print(f"lab {options.name}: {done}; the same command goes on from there", file=sys.stderr)
+        return 130
     words = chosen.verdict(results)
     how = f"{budget.seeds} seeds, {budget.steps} updates of {budget.rows} rows; intervals are Student's 95% over seeds"
     sections = [

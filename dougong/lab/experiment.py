@@ -25,13 +25,17 @@ from dougong.train.schedule import Schedule
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of an experiment. `group` sets apart variants that are compared among themselves."""
+    """One model of an experiment, and what it learns and how.
+
+    outputs  how large the matrices that write onto the residual path start, in units of fan_in^-1/2; 0, as everywhere
+             else in this package: every layer starts as the identity
+    """
 
     name: str
     spec: ModelSpec
     task: Task
-    group: str = ""
-    rate: float = 2e-3
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(rate=2e-3))
+    outputs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,22 +100,49 @@ class Experiment(Study, ABC):
         """Numbers, or lists of them along an axis."""
 
     def tried(self) -> dict[str, Any]:
-        return {each.name: record_to(each.spec) for each in self.variants()}
+        return {
+            each.name: {
+                "spec": record_to(each.spec),
+                "task": repr(each.task),
+                "optimizer": record_to(each.optimizer),
+                "outputs": each.outputs,
+            }
+            for each in self.variants()
+        }
+
+    def variant(self, name: str) -> Variant:
+        return next(each for each in self.variants() if each.name == name)
 
     def trial(self, name: str, seed: int, folder: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
-        variant = next(each for each in self.variants() if each.name == name)
-        model = initialise(Model(variant.spec), seed)
-        training = Training(
-            steps=budget.steps,
-            optimizer=Optimizer(rate=variant.rate),
-            schedule=Schedule("cosine", warmup=max(1, budget.steps // 10), final=0.05),
-            checkpoint=0,
-        )
-        run, label = place(folder, name, seed), f"{name} seed {seed}"
-        train(model, Drawn(variant.task, budget.rows, seed), training, run, resume=True, label=label, quiet=quiet)
-        model.eval()
+        variant = self.variant(name)
+        model = trained(variant, seed, place(folder, name, seed), budget, f"{name} seed {seed}", quiet)
         with torch.no_grad():
             return dict(self.measure(variant, model))
+
+
+def trained(variant: Variant, seed: int, run: Path, budget: Budget, label: str, quiet: bool) -> Model:
+    """The variant's model after the budget's updates, ready to be measured; a run that was interrupted goes on."""
+    model = initialise(Model(variant.spec), seed)
+    if variant.outputs:
+        fill_outputs(model, variant.outputs, seed)
+    training = Training(
+        steps=budget.steps,
+        optimizer=variant.optimizer,
+        schedule=Schedule("cosine", warmup=max(1, budget.steps // 10), final=0.05),
+        checkpoint=0,
+    )
+    train(model, Drawn(variant.task, budget.rows, seed), training, run, resume=True, label=label, quiet=quiet)
+    return model.eval()
+
+
+@torch.no_grad()
+def fill_outputs(model: Model, size: float, seed: int) -> None:
+    """Draw the matrices that write onto the residual path from N(0, size^2 / fan_in) instead of leaving them 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, linear in model.linears():
+        if name.endswith((".o", ".down")):
+            deviation = size * linear.in_features**-0.5
+            linear.weight.copy_(torch.empty(linear.weight.shape).normal_(0.0, deviation, generator=generator))
 
 
 def place(folder: Path, name: str, seed: int | str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dougong.lab.experiment import Budget, Experiment, Results, Variant
-from dougong.lab.measures import bits
+from dougong.lab.measures import bits, operations
 from dougong.lab.statistics import difference, separates
 from dougong.lab.tasks import Bytes
 from dougong.model import LayerSpec, Model, ModelSpec
@@ -50,7 +50,7 @@ class Experts(Experiment):
         spec = variant.spec
         return {
             "bits": bits(model, LENGTH),
-            "flops": spec.flops(1, LENGTH),
+            "flops": operations(model, LENGTH),
             "parameters": float(spec.parameters()),
             "active": float(spec.active_parameters()),
         }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dougong.lab.experiment import Budget, Experiment, Results, Variant
-from dougong.lab.measures import bits
+from dougong.lab.measures import bits, kept_bytes
+from dougong.lab.sizes import filled
 from dougong.lab.statistics import difference, separates
 from dougong.lab.tasks import Bytes
 from dougong.model import LayerSpec, Model, ModelSpec
@@ -34,12 +37,9 @@ def _spec(mixer: Attention | LatentAttention, hidden: int) -> ModelSpec:
 
 def specs() -> dict[str, ModelSpec]:
     """All with as many parameters as MHA: what attention saves, the feed-forward gets (to the nearest column)."""
-    target = _spec(_mixers()["MHA"], 256).parameters()
-    made = {}
-    for name, mixer in _mixers().items():
-        spare = target - _spec(mixer, 1).parameters()
-        made[name] = _spec(mixer, 1 + round(spare / (DEPTH * GatedMLP(1).parameters(WIDTH))))
-    return made
+    mixers = _mixers()
+    made = {name: partial(_spec, mixer) for name, mixer in mixers.items()}
+    return filled(made, _spec(mixers["MHA"], 256).parameters())
 
 
 class Heads(Experiment):
@@ -56,8 +56,11 @@ class Heads(Experiment):
         return [Variant(name, spec, Bytes(LENGTH)) for name, spec in specs().items()]
 
     def measure(self, variant: Variant, model: Model) -> dict[str, float | list[float]]:
-        cache = variant.spec.state_bytes(LENGTH) / LENGTH
-        return {"bits": bits(model, LENGTH), "cache": cache, "parameters": float(variant.spec.parameters())}
+        return {
+            "bits": bits(model, LENGTH),
+            "cache": kept_bytes(model, LENGTH) / LENGTH,
+            "parameters": float(variant.spec.parameters()),
+        }
 
     def figures(self, results: Results) -> list[str]:
         groups, rows = [], []

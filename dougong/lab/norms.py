@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dougong.lab.experiment import Budget, Experiment, Results, Variant
 from dougong.lab.measures import bits
 from dougong.lab.statistics import difference, separates
 from dougong.lab.tasks import Bytes
 from dougong.model import LayerSpec, Model, ModelSpec
+from dougong.model.spec import Wiring
 from dougong.parts.attention import Attention
 from dougong.parts.embedding import Head
 from dougong.parts.feedforward import MLP
@@ -15,15 +18,25 @@ from dougong.parts.rope import Rope
 from dougong.report import Series, line_chart, table
 
 DEPTHS, LENGTH = (2, 6, 12), 64
-KINDS = {
-    "pre-LN": ("pre", "layer"),
-    "post-LN": ("post", "layer"),
-    "pre-BN": ("pre", "batch"),
-    "post-BN": ("post", "batch"),
+# Where the norm stands, which it is, and how large the matrices start that write onto the residual path: 0 as in this
+# package, so that every layer begins as the identity, or 1 as in the Transformer that post-norm comes from.
+KINDS: dict[str, tuple[Wiring, Literal["layer", "batch"], float]] = {
+    "pre-LN": ("pre", "layer", 0.0),
+    "post-LN": ("post", "layer", 0.0),
+    "pre-BN": ("pre", "batch", 0.0),
+    "post-BN": ("post", "batch", 0.0),
+    "pre-LN, random start": ("pre", "layer", 1.0),
+    "post-LN, random start": ("post", "layer", 1.0),
 }
+COMPARED = (
+    ("pre-LN", "post-LN"),
+    ("pre-LN, random start", "post-LN, random start"),
+    ("pre-LN", "pre-BN"),
+    ("post-LN", "post-BN"),
+)
 
 
-def _spec(wiring, kind, depth: int) -> ModelSpec:
+def _spec(wiring: Wiring, kind: Literal["layer", "batch"], depth: int) -> ModelSpec:
     norm = Norm(kind, 1e-5, bias=True)
     layer = LayerSpec(Attention(4, 4, 12, position=Rope(12)), MLP(128, "gelu"), norm, wiring)
     return ModelSpec(256, 48, LENGTH, (layer,) * depth, norm=norm if wiring == "pre" else None, head=Head(tied=False))
@@ -41,9 +54,9 @@ class Norms(Experiment):
 
     def variants(self) -> list[Variant]:
         return [
-            Variant(f"{name} {depth}", _spec(*kind, depth), Bytes(LENGTH), group=str(depth))
+            Variant(f"{name} {depth}", _spec(wiring, kind, depth), Bytes(LENGTH), outputs=outputs)
             for depth in DEPTHS
-            for name, kind in KINDS.items()
+            for name, (wiring, kind, outputs) in KINDS.items()
         ]
 
     def measure(self, variant: Variant, model: Model) -> dict[str, float | list[float]]:
@@ -82,7 +95,7 @@ class Norms(Experiment):
     def verdict(self, results: Results) -> list[str]:
         told = []
         for depth in DEPTHS:
-            for a, b in (("pre-LN", "post-LN"), ("pre-LN", "pre-BN"), ("post-LN", "post-BN")):
+            for a, b in COMPARED:
                 gap = difference(results.values[f"{a} {depth}"]["bits"], results.values[f"{b} {depth}"]["bits"])
                 better, worse = (a, b) if gap.value < 0 else (b, a)
                 sure = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from dougong.lab.experiment import Budget, Experiment, Results, Variant
 from dougong.lab.measures import bits_by_place
-from dougong.lab.statistics import difference, separates
+from dougong.lab.statistics import difference, mean, separates
 from dougong.lab.tasks import Bytes
 from dougong.model import LayerSpec, Model, ModelSpec
 from dougong.parts.attention import Attention
@@ -84,7 +85,7 @@ class Positions(Experiment):
         ]
 
     def verdict(self, results: Results) -> list[str]:
-        told = [f"Inside the {TRAINED} bytes: {_ranked(results, 'inside')}."]
+        told = [f"Inside the {TRAINED} bytes (~: not told apart): {_ranked(results, 'inside')}."]
         told.append(f"Beyond, up to {REACHED}: {_ranked(results, 'beyond')}; learned positions have no row there.")
         for name, prefix in _told(results):
             if f"{prefix}beyond" in results.values[name]:
@@ -113,12 +114,19 @@ def _by_stretch(prefix: str, places: list[float]) -> dict[str, float | list[floa
 
 
 def _ranked(results: Results, measure: str) -> str:
-    pairs = [
-        (results.mean(name, p + measure), f"{name}{' + YaRN' if p else ''}")
-        for name, p in _told(results)
-        if p + measure in results.values[name]
-    ]
-    return ", ".join(f"{name} {value}" for value, name in sorted(pairs, key=lambda pair: pair[0].value))
+    """From the best; neighbours that the seeds do not tell apart stand with a "~" between them, others with a "<"."""
+    found = sorted(
+        (
+            (f"{name}{' + YaRN' if prefix else ''}", results.values[name][prefix + measure])
+            for name, prefix in _told(results)
+            if prefix + measure in results.values[name]
+        ),
+        key=lambda each: mean(each[1]).value,
+    )
+    said = f"{found[0][0]} {mean(found[0][1])}"
+    for (_, better), (name, values) in pairwise(found):
+        said += f" {'<' if separates(difference(values, better)) else '~'} {name} {mean(values)}"
+    return said
 
 
 EXPERIMENT = Positions()

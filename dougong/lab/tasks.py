@@ -25,7 +25,7 @@ class Task(Protocol):
     def vocab(self) -> int: ...
 
     def draw(self, rng: np.random.Generator, rows: int) -> tuple[Tensor, Tensor]:
-        """Tokens and targets, (rows, length) int64 each."""
+        """Tokens and targets, (rows, length) int64 each; a task of several lengths may make more rows of short ones."""
         ...
 
 
@@ -44,7 +44,7 @@ class Drawn:
         while True:
             tokens, targets = self.task.draw(np.random.default_rng((self.seed, taken)), self.rows)
             taken += 1
-            positions = torch.arange(tokens.shape[1]).expand(self.rows, -1)
+            positions = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
             yield Batch(tokens, targets, positions, None), LoaderState(taken, repr(self.task))
 
 
@@ -79,25 +79,37 @@ def _sides() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Recall:
-    """Multi-query associative recall (Arora et al. 2023): `pairs` of key and value, then filler, then every key again
-    in another order; the loss is on the value that belongs to each. Chance is one in half the vocabulary."""
+    """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): pairs of key and value, then every key
+    again in another order; the loss is on the value that belongs to each. Chance is one in `values`.
 
-    length: int
-    pairs: int
-    vocab: int = 64
+    Each batch has one of the numbers in `pairs`, all of them equally often, and in proportion more rows where that is
+    smaller: `rows` of the largest, so that every batch asks about equally many keys. Few pairs are soon learned and
+    lead to many.
+    """
+
+    pairs: tuple[int, ...]
+    keys: int = 64
+    values: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.pairs or not 1 <= min(self.pairs) <= max(self.pairs) <= self.keys:
+            raise DougongError(
+                f"pairs are {self.pairs}; expected numbers from 1 to the {self.keys} keys that there are"
+            )
+
+    @property
+    def vocab(self) -> int:
+        return self.keys + self.values
 
     def draw(self, rng: np.random.Generator, rows: int) -> tuple[Tensor, Tensor]:
-        half = self.vocab // 2
-        if self.pairs > half - 1 or 4 * self.pairs > self.length:
-            raise DougongError(f"{self.pairs} pairs do not fit into {self.length} tokens of {half - 1} keys")
-        tokens = np.zeros((rows, self.length), np.int64)  # 0 is filler
-        targets = np.full((rows, self.length), IGNORED, np.int64)
-        ask = self.length - 2 * self.pairs
-        for row in range(rows):
-            keys = 1 + rng.permutation(half - 1)[: self.pairs]
-            values = half + rng.integers(0, half, self.pairs)
-            tokens[row, : 2 * self.pairs : 2], tokens[row, 1 : 2 * self.pairs : 2] = keys, values
-            order = rng.permutation(self.pairs)
-            tokens[row, ask::2], tokens[row, ask + 1 :: 2] = keys[order], values[order]
-            targets[row, ask::2] = values[order]
+        pairs = int(rng.choice(self.pairs))
+        rows = rows * max(self.pairs) // pairs
+        keys = rng.random((rows, self.keys)).argsort(1)[:, :pairs]  # without one twice
+        values = self.keys + rng.integers(0, self.values, (rows, pairs))
+        order = rng.random((rows, pairs)).argsort(1)
+        tokens = np.empty((rows, 3 * pairs), np.int64)
+        tokens[:, : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
+        tokens[:, 2 * pairs :] = np.take_along_axis(keys, order, 1)
+        targets = np.full_like(tokens, IGNORED)
+        targets[:, 2 * pairs :] = np.take_along_axis(values, order, 1)
         return torch.from_numpy(tokens), torch.from_numpy(targets)

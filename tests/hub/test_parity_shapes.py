@@ -60,6 +60,7 @@ DECODERS = {
     "olmo2": ("Olmo2", TASKS[:1]),
     "olmo3": ("Olmo3", TASKS[:1]),
     "nanochat": ("NanoChat", ()),
+    "gpt2": ("GPT2", (CLASSES,)),
     "falcon": ("Falcon", (CLASSES,)),
     "bloom": ("Bloom", (CLASSES,)),
     "mpt": ("Mpt", (CLASSES,)),

@@ -11,7 +11,7 @@ from dougong.base import DougongError
 from dougong.hub.families.common import exact, first_layer
 from dougong.hub.families.fields import Entry, Given, Parts, change, made, put, written
 from dougong.hub.families.reader import Reader
-from dougong.hub.families.tasks import CAUSAL, DecoderHeads
+from dougong.hub.families.tasks import ENDS, DecoderHeads
 from dougong.hub.predicting import without
 from dougong.model.spec import LayerSpec, ModelSpec
 from dougong.parts.embedding import Embedding, Head
@@ -114,7 +114,8 @@ class Table:
         return config
 
     def _heads(self) -> Heads | None:
-        return DecoderHeads(self.architecture) if self.heads is None and CAUSAL in self.architecture else self.heads
+        decoder = self.heads is None and self.architecture.endswith(ENDS)
+        return DecoderHeads(self.architecture) if decoder else self.heads
 
     def read(self, config: Reader) -> Given:
         """The fields that the keys set. Raises DougongError for a key that must be there and is not, and for a value

@@ -20,6 +20,8 @@ from dougong.parts.heads import Classifier, Pooled, Span, Task, TokenClassifier
 
 CLASSES, TOKENS, SPAN, BARE = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"
 CAUSAL = "ForCausalLM"
+ENDS = CAUSAL, "LMHeadModel"
+"""Ends of the names of decoders with the usual head."""
 
 
 def read_architecture(config: Reader, name: str, known: Mapping[str, Any] | tuple[str, ...], usual: str) -> str:
@@ -97,7 +99,7 @@ class DecoderHeads:
 
     @property
     def name(self) -> str:
-        return self.other or self.usual.removesuffix(CAUSAL)
+        return self.other or next(self.usual.removesuffix(end) for end in ENDS if self.usual.endswith(end))
 
     def read(self, config: Reader, body: ModelSpec, given: Given) -> ModelSpec:
         names = config.raw("architectures") or [""]

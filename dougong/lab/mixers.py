@@ -89,8 +89,8 @@ def seconds(model: Model, length: int) -> float:
 
 
 def timed() -> list[str]:
-    """Attention, and each recurrence with its largest state."""
-    return [ATTENTION, *(named(kind, max(SIZES)) for kind in RECURRENCES)]
+    """Attention, and each recurrence with its smallest state."""
+    return [ATTENTION, *(named(kind, min(SIZES)) for kind in RECURRENCES)]
 
 
 def _at(results: Results, name: str, index: int) -> list[float]:

@@ -128,7 +128,11 @@ def test_encoders_and_heads_drop_where_transformers_does(
     drawn |= {"id2label": {"0": "from", "1": "to"}} if kind == SPAN else {}
     config = with_dropout(family, drawn)
     name = NAMES[family] + kind
-    theirs = getattr(transformers, name)._from_config(config, attn_implementation="eager").train()
+    theirs = (
+        getattr(transformers, name)
+        ._from_config(config, attn_implementation="eager", experts_implementation="eager")
+        .train()
+    )
     model, tokens = ours(config, name), text(config, 2, 13)
 
     def run() -> None:
